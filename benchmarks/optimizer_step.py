@@ -1,0 +1,108 @@
+"""Time of one optimizer step as a ratio to AdamW(fused=True) in the same interleaved run.
+
+    python benchmarks/optimizer_step.py [--models yolov7-tiny resnet50 yolov7] [--rounds 7] [--threads 1]
+
+One unit is ten steps, so that SP's proximal step (every ten steps, ranking all prunable weights) is in it once. The
+parameters are those of the named network, in the order and shapes it has; the gradients are random and fixed. Each
+round times every optimizer once, in turn; the table gives the median of the rounds' ratios and their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from sp_yolo.optim import SP, build_param_groups
+
+STEPS = 10
+# In the middle of the sparsity ramp: sigma_k grows between proximal steps.
+RAMP = {"every": STEPS, "start": 0.0, "end": 1.0, "total_steps": 4000}
+RAMP_STEP = 1000
+
+
+def network(name: str) -> nn.Module:
+    if name == "resnet50":
+        from torchvision.models import resnet50
+
+        return resnet50()
+    from sp_yolo.models import build_model
+
+    return build_model(name)
+
+
+def pruning(model: nn.Module, **settings: object) -> SP:
+    groups = build_param_groups(model, sigma_backbone=0.8, sigma_head=0.8, **RAMP)
+    return SP(groups, lr=1e-4, **settings)
+
+
+VARIANTS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
+    "AdamW for-loop": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, foreach=False),
+    "SGD Nesterov for-loop": lambda m: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9, nesterov=True, foreach=False),
+    "SP dense": lambda m: SP(build_param_groups(m), lr=1e-4),
+    "SP pruning, magnitude": lambda m: pruning(m, saliency="damping"),
+    "SP pruning, Fisher": lambda m: pruning(m, saliency="fisher"),
+    "SP pruning, Fisher, foreach": lambda m: pruning(m, foreach=True),
+}
+
+
+def prepared(name: str, variant: str) -> torch.optim.Optimizer:
+    """The optimizer with its state built and its code compiled, in the middle of the sparsity ramp."""
+    torch.manual_seed(0)
+    model = network(name)
+    for param in model.parameters():
+        param.grad = torch.randn_like(param) * 1e-3
+    optimizer = VARIANTS[variant](model)
+    for _ in range(2):
+        optimizer.step()
+    if isinstance(optimizer, SP):
+        optimizer.state["model"]["step"] = RAMP_STEP
+        for _ in range(STEPS):
+            optimizer.step()
+    return optimizer
+
+
+def unit_seconds(optimizer: torch.optim.Optimizer) -> float:
+    begin = time.perf_counter()
+    for _ in range(STEPS):
+        optimizer.step()
+    return (time.perf_counter() - begin) / STEPS
+
+
+def measure(name: str, variants: list[str], rounds: int) -> None:
+    optimizers = {variant: prepared(name, variant) for variant in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for variant, optimizer in optimizers.items():
+            seconds[variant].append(unit_seconds(optimizer))
+    size = sum(p.numel() for group in optimizers[variants[0]].param_groups for p in group["params"])
+    print(f"\n{name}, {size / 1e6:.1f} M parameters, {rounds} rounds of {STEPS} steps")
+    print("| optimizer | ms per step, median | ratio to AdamW fused, median (range) |\n|---|---|---|")
+    for variant, times in seconds.items():
+        ratios = [t / base for t, base in zip(times, seconds["AdamW fused"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        print(f"| {variant} | {statistics.median(times) * 1e3:.1f} | {spread} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["yolov7-tiny", "resnet50", "yolov7"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    variants = list(dict.fromkeys(["AdamW fused", *arguments.variants]))
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {arguments.threads} thread(s)")
+    for name in arguments.models:
+        measure(name, variants, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Box formats, the IoU family, letterbox and its inverse, and non-maximum suppression.
+
+Every box variable carries its format: `_xyxy` is (x1, y1, x2, y2), `_cxcywh` is (centre x, centre y, width, height).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+Boxes = TypeVar("Boxes", Tensor, np.ndarray)
+
+MAX_CANDIDATES = 30000  # per image, before suppression (spec eval §6.1 step 7)
+CLASS_OFFSET = 4096.0  # px between the planes of two classes (spec eval §6.1 step 8)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Boxes) -> Boxes:
+    """[..., 4] centre form -> [..., 4] corner form, same unit and type (torch or NumPy)."""
+    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:4] / 2
+    return _join(centre - half, centre + half)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Boxes) -> Boxes:
+    """[..., 4] corner form -> [..., 4] centre form, same unit and type (torch or NumPy)."""
+    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:4]
+    return _join((top_left + bottom_right) / 2, bottom_right - top_left)
+
+
+def _join(first: Boxes, second: Boxes) -> Boxes:
+    if isinstance(first, Tensor):
+        return torch.cat((first, second), dim=-1)
+    return np.concatenate((first, second), axis=-1)
+
+
+def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """Plain IoU of every pair: [n, 4] and [m, 4] -> [n, m]; 0/0 (two empty boxes) is NaN."""
+    area_a = (a_xyxy[:, 2:] - a_xyxy[:, :2]).prod(1)
+    area_b = (b_xyxy[:, 2:] - b_xyxy[:, :2]).prod(1)
+    top_left = torch.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
+    bottom_right = torch.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
+    intersection = (bottom_right - top_left).clamp_(min=0).prod(2)
+    return intersection / (area_a[:, None] + area_b[None] - intersection)
+
+
+def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
+    """CIoU of matching rows, [n, 4] and [n, 4] -> [n] (spec loss §3.5; Zheng et al. 2020, eq. 10).
+
+    The epsilons (1e-7, on heights, union, diagonal and alpha) are the specification's; no gradient flows through alpha.
+    """
+    eps = 1e-7
+    pred, target = cxcywh_to_xyxy(pred_cxcywh), cxcywh_to_xyxy(target_cxcywh)
+    w1, h1 = pred[:, 2] - pred[:, 0], pred[:, 3] - pred[:, 1] + eps
+    w2, h2 = target[:, 2] - target[:, 0], target[:, 3] - target[:, 1] + eps
+    overlap = (torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])).clamp(min=0)
+    intersection = overlap.prod(1)
+    iou = intersection / (w1 * h1 + w2 * h2 - intersection + eps)
+
+    enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
+    diagonal = enclosing.square().sum(1) + eps
+    distance = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]).square().sum(1) / 4
+    v = (4 / math.pi**2) * (torch.atan(w2 / (h2 + eps)) - torch.atan(w1 / (h1 + eps))).square()
+    with torch.no_grad():
+        alpha = v / (v - iou + (1 + eps))
+    return iou - (distance / diagonal + v * alpha)
+
+
+def letterbox(
+    image: np.ndarray,
+    shape_hw: int | tuple[int, int],
+    *,
+    color: int = 114,
+    auto: bool = False,
+    scale_up: bool = True,
+    stride: int = 32,
+) -> tuple[np.ndarray, float, tuple[float, float]]:
+    """Resize [H, W, 3] keeping the aspect ratio and pad it to `shape_hw` (spec data §5.5).
+
+    `auto` pads only up to the next multiple of `stride`; without `scale_up` a small image is padded, never enlarged.
+    Returns the image, the scale ratio, and the half pads (pad_w, pad_h) in pixels, which may end in .5.
+    """
+    target_h, target_w = (shape_hw, shape_hw) if isinstance(shape_hw, int) else shape_hw
+    height, width = image.shape[:2]
+    ratio = min(target_h / height, target_w / width)
+    if not scale_up:
+        ratio = min(ratio, 1.0)
+    resized_w, resized_h = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    pad_w, pad_h = float(target_w - resized_w), float(target_h - resized_h)
+    if auto:
+        pad_w, pad_h = pad_w % stride, pad_h % stride
+    pad_w, pad_h = pad_w / 2, pad_h / 2
+    if (resized_w, resized_h) != (width, height):
+        image = cv2.resize(image, (resized_w, resized_h), interpolation=cv2.INTER_LINEAR)
+    # an odd pixel goes to the bottom and to the right
+    top, bottom = round(pad_h - 0.1), round(pad_h + 0.1)
+    left, right = round(pad_w - 0.1), round(pad_w + 0.1)
+    if top or bottom or left or right:
+        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(color, color, color))
+    return image, ratio, (pad_w, pad_h)
+
+
+def boxes_to_original(
+    boxes_xyxy: Tensor,
+    input_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+    ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
+) -> Tensor:
+    """Corner boxes [n, 4] in network-input pixels -> pixels of the original image, clipped to it (spec eval §6.2).
+
+    `ratio_pad` is ((ratio_h, ratio_w), (pad_w, pad_h)); each axis is divided by its own ratio, because an image resized
+    to whole pixels has two. Without it the letterbox of `original_hw` into `input_hw` is assumed.
+    """
+    if ratio_pad is None:
+        gain = min(input_hw[0] / original_hw[0], input_hw[1] / original_hw[1])
+        ratio_h = ratio_w = gain
+        pad_w, pad_h = (input_hw[1] - original_hw[1] * gain) / 2, (input_hw[0] - original_hw[0] * gain) / 2
+    else:
+        (ratio_h, ratio_w), (pad_w, pad_h) = ratio_pad
+    shift = boxes_xyxy.new_tensor([pad_w, pad_h, pad_w, pad_h])
+    scale = boxes_xyxy.new_tensor([ratio_w, ratio_h, ratio_w, ratio_h])
+    limit = boxes_xyxy.new_tensor([original_hw[1], original_hw[0], original_hw[1], original_hw[0]])
+    return ((boxes_xyxy - shift) / scale).clamp(min=torch.zeros_like(limit), max=limit)
+
+
+@torch.no_grad()
+def non_max_suppression(
+    prediction: Tensor,
+    conf_thres: float = 0.001,
+    iou_thres: float = 0.65,
+    *,
+    multi_label: bool = True,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+    max_det: int = 300,
+) -> list[Tensor]:
+    """Decoded predictions [B, N, 5+nc] (cx, cy, w, h px, objectness, class scores) -> per image [k, 6] float32.
+
+    Rows are x1, y1, x2, y2, score, class, best score first (spec eval §6.1, without its time limit). With one class the
+    score is the objectness alone. `multi_label` makes one candidate per (box, class) above `conf_thres`.
+    """
+    # one comparison over the whole batch: at 0.001 it leaves a few per cent of the rows of a trained model
+    keep = prediction[..., 4].float() > conf_thres
+    return [
+        _suppress(*_candidates(rows[mask].float(), conf_thres, multi_label, classes), iou_thres, agnostic, max_det)
+        for rows, mask in zip(prediction, keep, strict=True)
+    ]
+
+
+def _candidates(
+    rows: Tensor, conf_thres: float, multi_label: bool, classes: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [n, 5+nc] float32 -> (boxes_xyxy [k, 4], scores [k], class indices [k]) above the threshold."""
+    num_classes = rows.shape[1] - 5
+    if num_classes == 1:
+        row = torch.arange(len(rows), device=rows.device)
+        label = torch.zeros_like(row)
+        score = rows[:, 4]
+    else:
+        scores = rows[:, 5:] * rows[:, 4:5]
+        if multi_label:
+            row, label = (scores > conf_thres).nonzero(as_tuple=True)
+            score = scores[row, label]
+        else:
+            best, index = scores.max(1)
+            row = (best > conf_thres).nonzero(as_tuple=True)[0]
+            score, label = best[row], index[row]
+    if classes is not None:
+        wanted = torch.isin(label, torch.as_tensor(list(classes), device=label.device, dtype=label.dtype))
+        row, label, score = row[wanted], label[wanted], score[wanted]
+    return cxcywh_to_xyxy(rows[row, :4]), score, label
+
+
+def _suppress(
+    boxes_xyxy: Tensor, score: Tensor, label: Tensor, iou_thres: float, agnostic: bool, max_det: int
+) -> Tensor:
+    """Candidates of one image -> [k, 6], best first.
+
+    A box is only ever suppressed by a better one, so the best `max_det` survivors are known as soon as a prefix of the
+    sorted candidates yields that many: prefixes of growing length give the exact result without the quadratic cost.
+    """
+    order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    boxes_xyxy, score, label = boxes_xyxy[order], score[order], label[order]
+    total = len(order)
+    shifted = boxes_xyxy
+    if not agnostic and total:
+        # classes live on separate planes; beyond 4096 px the distance grows, so that they never touch
+        extent = float(boxes_xyxy.max() - boxes_xyxy.min()) + 1
+        shifted = boxes_xyxy + label[:, None].to(boxes_xyxy.dtype) * max(CLASS_OFFSET, extent)
+    length = min(total, 4 * max_det)
+    kept = torchvision.ops.nms(shifted[:length], score[:length], iou_thres)
+    while len(kept) < max_det and length < total:
+        length = min(total, 4 * length)
+        kept = torchvision.ops.nms(shifted[:length], score[:length], iou_thres)
+    kept = kept[:max_det]
+    return torch.cat((boxes_xyxy[kept], score[kept, None], label[kept, None].to(score.dtype)), dim=1)

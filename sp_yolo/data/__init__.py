@@ -1,0 +1,18 @@
+"""Paths -> batches: YOLO, COCO and VOC data sets, augmentation, deterministic loading, the generated toy set."""
+
+from sp_yolo.data.augment import Sample
+from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
+from sp_yolo.data.loader import Batch, Loader, build_loader, collate
+from sp_yolo.data.toy import ensure_toy_dataset
+
+__all__ = [
+    "Batch",
+    "DetectionDataset",
+    "Item",
+    "Loader",
+    "Sample",
+    "SampleMeta",
+    "build_loader",
+    "collate",
+    "ensure_toy_dataset",
+]

@@ -1,0 +1,139 @@
+"""The only file that opens an image: size from the header, pixels as 8-bit BGR, EXIF rotation applied to both."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+import cv2
+import numpy as np
+
+# Extensions of the functional specification, data §5.1; the file's content decides the decoder.
+EXTENSIONS = frozenset({".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dng", ".webp", ".mpo"})
+MIN_SIDE = 10  # px; smaller images are not trained on (spec data §5.2)
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
+_SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+# A broken file is reported by us, in one line, with its name: not a second time by OpenCV.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.setNumThreads(0)  # images are small: threads inside one only compete with the training's
+
+
+class ImageFault(ValueError):
+    """This file cannot be used as an image. The message says why and leaves out the path."""
+
+
+def is_image_name(path: str | os.PathLike[str]) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Pixels of a file as uint8 [H, W, 3] in BGR order, upright: gray, alpha, CMYK and 16 bits are converted.
+
+    Raises:
+        ImageFault: missing, empty, truncated, or no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise ImageFault("no such file") from None
+    except OSError as error:
+        raise ImageFault(f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise ImageFault("empty file (0 bytes)")
+    return _decode(data)
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) in px of the upright image; JPEG and PNG are not decoded, only their header and end are read.
+
+    Raises:
+        ImageFault: missing, empty, truncated, no image, or a side below ``MIN_SIDE``.
+    """
+    size = _header_size(path)
+    if size is None:
+        height, width = read_image(path).shape[:2]
+        size = (width, height)
+    if min(size) < MIN_SIDE:
+        raise ImageFault(f"{size[0]} x {size[1]} px is below {MIN_SIDE} px")
+    return size
+
+
+def _header_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(width, height) of a JPEG or PNG; None: another format, or a header that only the decoder can judge."""
+    try:
+        # mapped, so that only the pages with the header and the end are read from a disk
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:3] == _JPEG_START:
+                return _jpeg_size(data)
+            return _png_size(data) if data[:8] == _PNG_START else None
+    except FileNotFoundError:
+        raise ImageFault("no such file") from None
+    except ImageFault:
+        raise
+    except (OSError, ValueError):  # cannot be mapped (an empty file is one such)
+        return None
+
+
+def _decode(data: bytes) -> np.ndarray:
+    if data.startswith(_JPEG_START) and data.rfind(_JPEG_END) < 0:
+        raise ImageFault("truncated JPEG")  # some OpenCV versions would fill the missing part with gray
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ImageFault(f"cannot be decoded: {error.err}") from None
+    if image is None:
+        raise ImageFault("truncated or not an image")
+    return image
+
+
+def _jpeg_size(data: mmap.mmap) -> tuple[int, int] | None:
+    """(width, height) from the start-of-frame segment; None where the segments make no sense (the decoder decides)."""
+    position, orientation = 2, 1
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            orientation = _exif_orientation(body[6:])
+        if marker in _SOF_MARKERS and len(body) >= 5:
+            height, width = struct.unpack(">HH", body[1:5])
+            if not height or not width:
+                return None
+            if data.rfind(_JPEG_END) < position:  # an earlier end belongs to the thumbnail
+                raise ImageFault("truncated JPEG")
+            return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        position += 2 + length
+    return None
+
+
+def _png_size(data: mmap.mmap) -> tuple[int, int] | None:
+    if data[12:16] != b"IHDR" or b"eXIf" in data[:4096]:  # which rotations apply to a PNG is up to the decoder
+        return None
+    if data.rfind(b"IEND") < 0:
+        raise ImageFault("truncated PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The orientation (1..8) in the first directory of a TIFF block; 1 where there is none."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return 1
+    (directory,) = struct.unpack(order + "I", tiff[4:8])
+    if directory + 2 > len(tiff):
+        return 1
+    (count,) = struct.unpack(order + "H", tiff[directory : directory + 2])
+    for start in range(directory + 2, min(directory + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind, _, value = struct.unpack(order + "HHIH", tiff[start : start + 10])
+        if tag == _ORIENTATION and kind == 3:
+            return value if 1 <= value <= 8 else 1
+    return 1

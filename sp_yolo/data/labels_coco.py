@@ -1,0 +1,201 @@
+"""COCO json: sparse category ids mapped to class indices, crowds kept as ignore, any kind of id."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sp_yolo.data.labels import BadRow, LabelFile, Problems, Segments, clip_box, empty_labels, shorten
+from sp_yolo.errors import UserError
+
+
+@dataclass
+class CocoImage:
+    """One entry of ``images`` with its annotations, not yet checked against the picture's size."""
+
+    file_name: str
+    image_id: int | str
+    declared_wh: tuple[Any, Any]
+    annotations: list[tuple[int, dict[str, Any], int]]  # position in the file, annotation, class index
+
+
+@dataclass
+class CocoFile:
+    """``images`` in file order; ``category_ids``: class index -> id, for the classes the file has."""
+
+    path: Path
+    images: list[CocoImage]
+    category_ids: dict[int, int]
+    problems: Problems
+
+
+def read_coco(path: str | Path, names: Sequence[str]) -> CocoFile:
+    """Read a COCO instances file. Categories are matched to ``names`` by name; others are dropped and counted.
+
+    Raises:
+        UserError: no JSON, not of the COCO form, ids that are not unique, or no category among ``names``.
+    """
+    path = Path(path)
+    images, categories, annotations = _sections(path)
+    class_of, category_ids = _map_categories(path, categories, names)
+    known = {_key(category["id"]) for category in categories}
+    by_key: dict[str, CocoImage] = {}
+    for position, image in enumerate(images):
+        where = f"{path}: images[{position}]"
+        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            raise UserError(f"{where}: expected an object with a file_name, found {shorten(image)}")
+        key = _checked_key(image, where)
+        if key in by_key:
+            raise UserError(f"{where}: image id {shorten(image['id'])} appears twice")
+        declared = (image.get("width"), image.get("height"))
+        by_key[key] = CocoImage(image["file_name"], image["id"], declared, [])
+    problems = Problems()
+    for position, annotation in enumerate(annotations):
+        where = f"{path}: annotations[{position}]"
+        if not isinstance(annotation, dict):
+            problems.add(where, "malformed annotation", shorten(annotation))
+            continue
+        category, owner = _key(annotation.get("category_id")), by_key.get(_key(annotation.get("image_id")))
+        if owner is None:
+            problems.add(where, "unknown image", f"image_id {shorten(annotation.get('image_id'))}")
+        elif category not in known:
+            problems.add(where, "unknown category", f"category_id {shorten(annotation.get('category_id'))}")
+        elif category not in class_of:
+            problems.add(where, "unknown class", f"category_id {annotation['category_id']} is not among the names")
+        else:
+            owner.annotations.append((position, annotation, class_of[category]))
+    return CocoFile(path, list(by_key.values()), category_ids, problems)
+
+
+def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> LabelFile:
+    """The checked objects of one image. Boxes are clipped for training; ``truth`` keeps box and area of the file.
+
+    Crowds go to ``truth`` alone, with ignore = 1. A box of no area or outside the image is dropped and reported.
+    """
+    width, height = size_wh
+    result = LabelFile(empty_labels(), truth=np.zeros((0, 7)))
+    labels: list[tuple[float, ...]] = []
+    truth: list[tuple[float, ...]] = []
+    segments: Segments = []
+    for position, annotation, index in image.annotations:
+        where = f"{path}: annotations[{position}]"
+        try:
+            x, y, w, h = _box(annotation)
+            x1, y1, x2, y2 = clip_box((x, y, x + w, y + h), width, height)
+            crowd = annotation.get("iscrowd", 0) not in (0, None)
+            truth.append((index, x, y, w, h, _area(annotation.get("area"), w * h), float(crowd)))
+            if crowd:
+                continue
+            row = (index, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            if row in labels:
+                raise BadRow("duplicate", "the same box stands above")
+            labels.append(row)
+            segments.append(_polygon(annotation.get("segmentation"), width, height))
+        except BadRow as bad:
+            result.problems.add(where, bad.reason, bad.detail)
+    declared = image.declared_wh
+    if declared not in ((None, None), (0, 0), (width, height)):
+        detail = f"{shorten(declared)}, the image has {(width, height)} px; boxes kept"
+        result.problems.add(f"{path}: {image.file_name}", "declared size differs", detail)
+    if labels:
+        result.labels = np.array(labels, np.float32)
+        result.segments = segments if any(len(polygon) for polygon in segments) else None
+    if truth:
+        result.truth = np.array(truth, np.float64)
+    return result
+
+
+def _sections(path: Path) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
+    """The three lists of a COCO file; categories are checked in full."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: expected a COCO object with images, annotations and categories")
+    images, annotations, categories = (document.get(key) for key in ("images", "annotations", "categories"))
+    for key, section in (("images", images), ("categories", categories), ("annotations", annotations or [])):
+        if not isinstance(section, list):
+            raise UserError(f"{path}: '{key}' is missing or no list")
+    for position, category in enumerate(categories):  # type: ignore[arg-type]
+        if not isinstance(category, dict) or not isinstance(category.get("name"), str):
+            raise UserError(f"{path}: categories[{position}]: expected an object with id and name")
+        _checked_key(category, f"{path}: categories[{position}]")
+    return images, categories, annotations or []  # type: ignore[return-value]
+
+
+def _map_categories(
+    path: Path, categories: Sequence[dict[str, Any]], names: Sequence[str]
+) -> tuple[dict[str, int], dict[int, int]]:
+    """(category key -> class index, class index -> integer category id)."""
+    index_of = {name: index for index, name in enumerate(names)}
+    class_of: dict[str, int] = {}
+    for category in categories:
+        if category["name"] in index_of:
+            if _key(category["id"]) in class_of or index_of[category["name"]] in class_of.values():
+                raise UserError(f"{path}: category {shorten(category['name'])} or its id appears twice")
+            class_of[_key(category["id"])] = index_of[category["name"]]
+    if not class_of:
+        found = shorten([category["name"] for category in categories], 80)
+        raise UserError(f"{path}: none of its categories {found} is among the names {shorten(list(names), 80)}")
+    if all(key.isdecimal() for key in class_of):
+        return class_of, {index: int(key) for key, index in class_of.items()}
+    return class_of, {index: index + 1 for index in class_of.values()}
+
+
+def _key(identifier: object) -> str:
+    """Ids are compared as text, so that 7 and "7" are the same one."""
+    return str(identifier)
+
+
+def _checked_key(entry: dict[str, Any], where: str) -> str:
+    identifier = entry.get("id")
+    if isinstance(identifier, bool) or not isinstance(identifier, int | str):
+        raise UserError(f"{where}: id must be a whole number or a word, found {shorten(identifier)}")
+    return _key(identifier)
+
+
+def _box(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
+    box = annotation.get("bbox")
+    if box is None:
+        raise BadRow("missing field", "an annotation without bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise BadRow("malformed annotation", f"bbox {shorten(box)} is not [x, y, width, height]")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
+        raise BadRow("not a number", f"bbox {shorten(box)}")
+    try:
+        values = tuple(map(float, box))
+    except OverflowError:
+        raise BadRow("not finite", f"bbox {shorten(box)}") from None
+    if not all(map(math.isfinite, values)):
+        raise BadRow("not finite", f"bbox {shorten(box)}")
+    return values  # type: ignore[return-value]
+
+
+def _area(value: object, of_box: float) -> float:
+    """The file's area (of the mask, which decides small, medium or large), the box's where there is no sensible one."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12:
+        return float(value)
+    return of_box
+
+
+def _polygon(segmentation: object, width: int, height: int) -> np.ndarray:
+    """Normalised [k, 2] outline, the parts of a divided object one after the other; [0, 2] for a mask or nonsense."""
+    empty = np.empty((0, 2), np.float32)
+    if not isinstance(segmentation, list) or not segmentation:
+        return empty
+    try:
+        points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in segmentation])
+    except (ValueError, TypeError, OverflowError):
+        return empty
+    if len(points) < 3 or not np.isfinite(points).all():
+        return empty
+    return np.clip(points / [width, height], 0, 1).astype(np.float32)

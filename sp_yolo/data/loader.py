@@ -1,0 +1,254 @@
+"""Batches in an order that depends on (seed, epoch) alone, made here or by workers that outlive the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
+from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
+
+_PREFETCH = 2  # batches each worker works ahead
+_QUAD_KEY, _ORDER_KEY = 2**32 - 1, 2**32 - 2  # keep these draws apart from those of the items
+
+
+class Batch(NamedTuple):
+    """``images`` uint8 [B, 3, H, W] RGB, in channels_last memory; ``targets`` float32 [n, 6]: image index in the batch,
+    class, normalised cx, cy, w, h; ``metas``: one per image."""
+
+    images: Tensor
+    targets: Tensor
+    metas: list[SampleMeta]
+
+
+class _Key(NamedTuple):
+    """One item to make: the fold of its randomness travels with it, so any worker makes the same pixels."""
+
+    epoch: int
+    image: int
+    repeat: int
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack images of one size; column 0 of the targets is the position in the batch (spec data §5.8)."""
+    images = torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2)
+    labels = [np.insert(item.labels, 0, position, axis=1) for position, item in enumerate(items)]
+    return Batch(images, torch.from_numpy(np.concatenate(labels)), [item.meta for item in items])
+
+
+def collate_quad(items: Sequence[Item], draws: Sequence[float] | np.ndarray) -> Batch:
+    """Each four images become one of twice the size: the first enlarged (draw < 0.5), or all four tiled (§5.8).
+
+    Images 0 and 1 stand one above the other on the left, 2 and 3 on the right. ``draws``: one per group.
+    """
+    images, targets, metas = [], [], []
+    for group, draw in enumerate(draws):
+        four = items[4 * group : 4 * group + 4]
+        if draw < 0.5:
+            height, width = four[0].image.shape[:2]
+            chw = torch.from_numpy(four[0].image).permute(2, 0, 1)[None].float()
+            large = functional.interpolate(chw, size=(2 * height, 2 * width), mode="bilinear", align_corners=False)
+            images.append(large[0].to(torch.uint8).permute(1, 2, 0).numpy())
+            labels = four[0].labels
+        else:
+            left, right = (np.concatenate((four[at].image, four[at + 1].image)) for at in (0, 2))
+            images.append(np.concatenate((left, right), 1))
+            shifts = np.array([(0, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 1, 0, 0, 0), (0, 1, 1, 0, 0)], np.float32)
+            labels = np.concatenate([item.labels + shift for item, shift in zip(four, shifts, strict=True)])
+            labels = labels * np.array([1, 0.5, 0.5, 0.5, 0.5], np.float32)
+        targets.append(np.insert(labels, 0, group, axis=1))
+        metas.append(four[0].meta)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Batch(stacked, torch.from_numpy(np.concatenate(targets)), metas)
+
+
+class _BatchSource(Dataset[Batch]):
+    """Makes a whole batch from its keys; an error comes back as a value, because torch turns it into a traceback."""
+
+    def __init__(self, dataset: DetectionDataset, quad: bool) -> None:
+        self._dataset, self._quad = dataset, quad
+
+    def __getitem__(self, keys: list[_Key]) -> Batch | SPYoloError:  # type: ignore[override]
+        items = []
+        for key in keys:
+            try:
+                items.append(self._dataset.item(key.image, key.epoch, key.repeat))
+            except SPYoloError as error:
+                return error
+            except MemoryError:
+                return EnvironmentFault(f"{self._dataset.path(key.image)}: not enough memory to load it")
+        if not self._quad:
+            return collate(items)
+        rng = np.random.default_rng((self._dataset.seed, *keys[0], _QUAD_KEY))
+        return collate_quad(items, rng.random(len(items) // 4))
+
+
+class _Plan(Sampler[list[_Key]]):
+    """The batches of the epoch at hand; the loader replaces ``batches`` before each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[_Key]] = []
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Loader:
+    """Batches of one rank. See :func:`build_loader`."""
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        workers: int,
+        rank: int,
+        world_size: int,
+        pin_memory: bool,
+        quad: bool,
+        drop_last: bool,
+    ) -> None:
+        if quad and (batch_size % 4 or dataset.batch_indices is not None):
+            raise UserError(f"--quad needs a batch size that is a multiple of 4 (found {batch_size}) and no --rect")
+        self._dataset, self._batch_size, self._shuffle, self._seed = dataset, batch_size, shuffle, seed
+        self._rank, self._world_size, self._quad, self._drop_last = rank, world_size, quad, drop_last
+        # In training every rank needs equally many batches; an evaluation must not see an image twice.
+        self._fill_up = shuffle or dataset.augment
+        self._plan = _Plan()
+        self._torch_loader: DataLoader[Batch] = DataLoader(
+            _BatchSource(dataset, quad),
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            prefetch_factor=_PREFETCH if workers else None,
+            generator=torch.Generator(),  # torch draws worker seeds: not from the global generator
+        )
+        self.batches_per_epoch = len(self._order(0, None))
+        if not self.batches_per_epoch:
+            raise UserError(
+                f"{len(dataset)} images do not fill a batch of {batch_size} on each of {world_size} devices"
+            )
+
+    def epoch(self, epoch: int, start_batch: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
+        """The batches of ``epoch`` from ``start_batch`` on.
+
+        ``image_weights`` [images]: draw images with these odds, with repetition, instead of showing each once.
+
+        Raises:
+            UserError: an image has become unreadable. EnvironmentFault: a worker process died.
+        """
+        self._plan.batches = self._order(epoch, image_weights)[start_batch:]
+        try:
+            for batch in self._torch_loader:
+                if isinstance(batch, SPYoloError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise EnvironmentFault(f"{reason} Often memory or /dev/shm is full: try fewer --workers.") from None
+
+    def _order(self, epoch: int, image_weights: np.ndarray | None) -> list[list[_Key]]:
+        """The keys of this rank's batches. Global batch k is the same for any number of ranks that share it."""
+        rng = np.random.default_rng((self._seed, epoch, _ORDER_KEY))
+        if self._dataset.batch_indices is not None:
+            groups = self._dataset.batch_indices
+            order = rng.permutation(len(groups)) if self._shuffle else np.arange(len(groups))
+            mine = self._deal(order)
+            return [[_Key(epoch, int(index), 0) for index in groups[group]] for group in mine]
+        count = len(self._dataset)
+        if image_weights is not None:
+            indices = rng.choice(count, count, p=image_weights / image_weights.sum())
+        else:
+            indices = rng.permutation(count) if self._shuffle else np.arange(count)
+        keys = _number_repeats(epoch, indices)
+        size = self._batch_size
+        if not self._fill_up:
+            batches = [keys[start : start + size] for start in range(0, count, size)]
+            return self._trim([batches[position] for position in self._deal(np.arange(len(batches)))])
+        keys += _number_repeats(epoch, indices[: -count % self._world_size], repeat=1)
+        total = size * self._world_size
+        batches = [keys[start : start + total] for start in range(0, len(keys), total)]
+        shares = [len(batch) // self._world_size for batch in batches]
+        return self._trim(
+            [batch[self._rank * share : (self._rank + 1) * share] for batch, share in zip(batches, shares, strict=True)]
+        )
+
+    def _deal(self, order: np.ndarray) -> np.ndarray:
+        """This rank's share of a list of batches."""
+        if self._fill_up:
+            order = np.concatenate((order, order[: -len(order) % self._world_size]))
+        return order[self._rank :: self._world_size]
+
+    def _trim(self, batches: list[list[_Key]]) -> list[list[_Key]]:
+        if self._quad:
+            batches = [batch[: len(batch) // 4 * 4] for batch in batches]
+        smallest = self._batch_size if self._drop_last else 1
+        return [batch for batch in batches if len(batch) >= smallest]
+
+
+def build_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    quad: bool = False,
+    drop_last: bool = False,
+) -> Loader:
+    """A :class:`Loader`: ``.epoch(e, start_batch)`` iterates over batches, ``.batches_per_epoch`` counts them.
+
+    ``batch_size`` is per rank. ``shuffle``: a permutation folded from (seed, epoch), else the dataset's order. In
+    training (shuffled or augmenting) images are shown again until every rank has equally many batches, and a global
+    batch is the same for any number of ranks; in evaluation every image comes once, and whole batches are dealt to the
+    ranks. A rect dataset keeps its groups. ``workers``: processes, kept alive over the epochs; 0: none.
+
+    Raises:
+        UserError: ``quad`` with a batch size that is no multiple of 4 or with rect; fewer images than one batch needs.
+    """
+    return Loader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=pin_memory,
+        quad=quad,
+        drop_last=drop_last,
+    )
+
+
+def _number_repeats(epoch: int, indices: np.ndarray, repeat: int = 0) -> list[_Key]:
+    """Keys of an epoch; the second time an image comes it gets repeat 1, and so on: other draws."""
+    seen: dict[int, int] = {}
+    keys = []
+    for index in map(int, indices):
+        times = seen.get(index, repeat)
+        seen[index] = times + 1
+        keys.append(_Key(epoch, index, times))
+    return keys
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,150 @@
+"""From a configuration to the parts of a run. Each builder gets its slice of the configuration, never all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config, load_hyp
+from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
+from sp_yolo.engine.distributed import World
+from sp_yolo.errors import UserError
+from sp_yolo.eval import CocoEvaluator
+from sp_yolo.models import build_model, load_weights, model_from_weights
+
+DEFAULT_CFG = "yolov7-tiny"
+# What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
+TOY_EPOCHS, TOY_SIZE = 15, 192
+EPOCHS, SIZE = 300, 640
+
+
+def open_dataset(data: str, root: str | None) -> DatasetConfig:
+    """The dataset description, its data generated first where the YAML asks for it."""
+    dataset = load_dataset_config(data, root)
+    if dataset.generate == "toy":
+        ensure_toy_dataset(dataset.root)
+    return dataset
+
+
+def complete(config: Config, dataset: DatasetConfig) -> Config:
+    """``config`` with the values that depend on the dataset filled in."""
+    toy = dataset.generate == "toy"
+    size = config.img_size if config.img_size[0] else (TOY_SIZE if toy else SIZE,) * 2
+    epochs = config.epochs or (TOY_EPOCHS if toy else EPOCHS)
+    cfg = config.cfg or ("" if config.weights else DEFAULT_CFG)
+    return dataclasses.replace(config, img_size=size, epochs=epochs, cfg=cfg)
+
+
+def choose_hyp(config: Config, model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Path and content of the recipe: ``--hyp``, or the one of this optimizer and model size."""
+    name = config.hyp
+    if not name:
+        size = "p6" if len(model.stride) > 3 else "tiny" if "tiny" in str(config.cfg or config.weights) else "p5"
+        family = {"sp": "sp", "adam": "adamw", "adamw": "adamw"}.get(config.optimizer, "sgd")
+        name = f"hyp.scratch.{size}.yaml" if config.compat else f"{family}.{size}.yaml"
+    overrides = {key: value for key, value in config.overrides.items() if key != "root"}
+    if config.label_smoothing:
+        overrides["label_smoothing"] = config.label_smoothing
+    return str(find_file(name, "hyp")), load_hyp(name, overrides)
+
+
+def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> nn.Module:
+    """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen."""
+    if config.weights and not Path(config.weights).is_file():
+        raise UserError(f"--weights {config.weights}: no such file (nothing is downloaded; '' trains from scratch)")
+    classes = 1 if config.single_cls else len(dataset.names)
+    cfg = config.cfg or model_from_weights(config.weights).yaml
+    model = build_model(cfg, num_classes=classes)
+    if config.weights:
+        say(str(load_weights(model, config.weights, keep_anchors=bool(config.cfg))))
+    model.names = ["item"] if config.single_cls and len(dataset.names) != 1 else list(dataset.names)
+    freeze(model, config.freeze, say)
+    return model
+
+
+def freeze(model: nn.Module, layers: tuple[int, ...], say: Any) -> None:
+    """``--freeze n``: layers 0..n-1; ``--freeze a b c``: those layers. BatchNorm statistics go on adapting.
+
+    Raises:
+        UserError: a layer the model does not have.
+    """
+    chosen = set(range(layers[0])) if len(layers) == 1 else set(layers)
+    count = len(model.model)
+    if chosen and max(chosen) >= count:
+        raise UserError(f"--freeze {' '.join(map(str, layers))}: the model has layers 0..{count - 1}")
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        if int(name.split(".")[1]) in chosen:
+            parameter.requires_grad_(False)
+            frozen += 1
+    if frozen:
+        say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
+
+
+def worker_count(config: Config, device: torch.device, world: World) -> int:
+    """Loader processes: on a CPU they would fight the training threads, so one at most; on a GPU as asked."""
+    if device.type == "cpu":
+        return min(config.workers, 1)
+    return min((os.cpu_count() or 1) // world.size, config.batch_size, config.workers)
+
+
+def build_train_data(
+    config: Config, dataset: DatasetConfig, hyp: Any, stride: int, device: torch.device, world: World
+) -> Any:
+    """Training dataset and its loader."""
+    data = DetectionDataset(
+        dataset,
+        "train",
+        config.img_size[0],
+        hyp=hyp,
+        augment=True,
+        rect=config.rect,
+        batch_size=config.batch_size,
+        stride=stride,
+        seed=config.seed,
+        single_class=config.single_cls,
+        cache_images=config.cache_images,
+        compat=config.compat,
+    )
+    if len(data) < 1:
+        raise UserError(f"{dataset.path}: the train split has no usable image")
+    batch_size = min(config.batch_size, len(data))
+    if batch_size % world.size:
+        raise UserError(f"--batch-size {batch_size}: must be a multiple of the {world.size} processes")
+    loader = build_loader(
+        data,
+        batch_size=batch_size // world.size,
+        shuffle=not (config.rect or config.compat),
+        seed=config.seed,
+        workers=worker_count(config, device, world),
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=device.type == "cuda",
+        quad=config.quad,
+    )
+    return data, loader
+
+
+def build_val_data(
+    dataset: DatasetConfig,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    stride: int,
+    single_class: bool,
+    workers: int,
+    rect: bool = True,
+) -> tuple[DetectionDataset, Any, CocoEvaluator]:
+    """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding."""
+    data = DetectionDataset(
+        dataset, split, image_size, rect=rect, batch_size=batch_size, stride=stride, pad=0.5, single_class=single_class
+    )
+    loader = build_loader(data, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
+    names = ["item"] if single_class and len(dataset.names) != 1 else list(dataset.names)
+    return data, loader, CocoEvaluator(data.ground_truth(), data.category_ids, names)

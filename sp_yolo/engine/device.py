@@ -1,0 +1,80 @@
+"""Which device, which precision, which memory layout: probed once, said once."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from sp_yolo.errors import EnvironmentFault, UserError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the numbers are computed. ``amp`` is the autocast dtype, None for full float32."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    words: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.amp is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp)
+
+    def peak_memory(self) -> int:
+        """Peak bytes so far: of the GPU's allocator, or of this process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_has_bf16() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def select_device(text: str, local_rank: int = 0) -> torch.device:
+    """The device of ``--device``: '' picks CUDA when there is one, 'cpu', an index ('0', 'cuda:1'), 'mps'.
+
+    Raises:
+        UserError: words that name no device. EnvironmentFault: the device is not there.
+    """
+    name = text.strip().lower().removeprefix("cuda:")
+    if name == "":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise EnvironmentFault("--device mps: no Apple GPU is available to torch")
+        return torch.device("mps")
+    indices = ["0"] if name == "cuda" else name.split(",")
+    if not all(index.isdecimal() for index in indices):
+        raise UserError(f"--device {text}: expected cpu, mps, or a GPU number such as 0")
+    if len(indices) > 1 and local_rank >= len(indices):
+        raise UserError(f"--device {text}: {len(indices)} GPUs for local rank {local_rank}")
+    index = int(indices[local_rank if len(indices) > 1 else 0])
+    if index >= torch.cuda.device_count():
+        raise EnvironmentFault(f"--device {text}: {torch.cuda.device_count()} CUDA devices are available to torch")
+    return torch.device("cuda", index)
+
+
+def select_compute(device_text: str, amp_text: str, local_rank: int = 0) -> Compute:
+    """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``."""
+    device = select_device(device_text, local_rank)
+    if device.type == "cuda":
+        fast = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        where = torch.cuda.get_device_name(device)
+    else:
+        fast = torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
+        where = f"{device.type}, {torch.get_num_threads()} threads"
+    if amp_text == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp fp16: needs a CUDA device, this run uses {device.type}")
+    amp = {"auto": fast, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp_text]
+    words = "float32" if amp is None else f"autocast {str(amp).removeprefix('torch.')}"
+    return Compute(device, amp, f"{where}, {words}, channels_last")

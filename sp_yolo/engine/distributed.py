@@ -1,0 +1,74 @@
+"""Several processes under torchrun: who am I, and the few exchanges a run needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sp_yolo.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: ``rank`` over all nodes, ``local_rank`` on this node, ``size`` processes."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def join_world() -> World:
+    """Read torchrun's environment and, when there are several processes, connect them (nccl on CUDA, else gloo).
+
+    Raises:
+        UserError: RANK, LOCAL_RANK or WORLD_SIZE is not a number.
+    """
+    try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        world = World(int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0")), size)
+    except ValueError as error:
+        raise UserError(f"environment RANK, LOCAL_RANK, WORLD_SIZE: {error}") from None
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return world
+
+
+def leave_world(world: World) -> None:
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def average(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Mean over processes of a small tensor, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+        values /= world.size
+    return values
+
+
+def gather(item: Any, world: World) -> list[Any]:
+    """``item`` of every process, in rank order."""
+    if world.size == 1:
+        return [item]
+    items: list[Any] = [None] * world.size
+    dist.all_gather_object(items, item)
+    return items
+
+
+def broadcast(item: Any, world: World) -> Any:
+    """Rank 0's ``item`` on every process."""
+    if world.size == 1:
+        return item
+    box = [item]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

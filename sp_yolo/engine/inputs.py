@@ -1,0 +1,45 @@
+"""From the loader's uint8 batch to what the network eats, and how often an image is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from sp_yolo.engine.device import Compute
+
+
+def to_input(images: torch.Tensor, compute: Compute) -> torch.Tensor:
+    """uint8 [B,3,H,W] -> float [B,3,H,W] in 0..1 on the device, channels_last."""
+    moved = images.to(compute.device, non_blocking=True)
+    return moved.contiguous(memory_format=torch.channels_last).float().div_(255)
+
+
+def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iteration: int) -> torch.Tensor:
+    """--multi-scale: resize to between half and one and a half ``image_size`` px, in multiples of ``grid``.
+
+    Drawn from (seed, iteration): the same for an iteration whenever it is run. Specification, training §4.7.
+    """
+    rng = np.random.default_rng((seed, iteration))
+    wanted = int(rng.integers(image_size // 2, image_size * 3 // 2 + grid)) // grid * grid
+    height, width = images.shape[2:]
+    factor = wanted / max(height, width)
+    if factor == 1:
+        return images
+    shape = [math.ceil(side * factor / grid) * grid for side in (height, width)]
+    return functional.interpolate(images, size=shape, mode="bilinear", align_corners=False)
+
+
+def image_weights(labels: Sequence[np.ndarray], class_map: Sequence[float]) -> np.ndarray:
+    """--image-weights: how often each image is drawn, [images]; those with classes of low AP come more often.
+
+    ``labels``: [n, 5] per image, class first. ``class_map``: AP of each class so far. Specification, training §4.7.
+    """
+    classes = len(class_map)
+    counts = np.stack([np.bincount(label[:, 0].astype(int), minlength=classes) for label in labels])
+    inverse = 1 / np.maximum(counts.sum(0), 1)
+    class_weights = inverse / inverse.sum() * classes
+    return counts @ (class_weights * (1 - np.asarray(class_map)) ** 2 / classes)

@@ -1,0 +1,71 @@
+"""The one optimizer builder: SP, the torch optimizers people compare it with, or any other in torch.optim by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sp_yolo.config import Hyp
+from sp_yolo.errors import UserError
+from sp_yolo.optim import SP, build_param_groups
+
+
+def build_optimizer(
+    name: str, model: nn.Module, hyp: Hyp, *, weight_decay: float, total_steps: int
+) -> torch.optim.Optimizer:
+    """An optimizer over the groups backbone, head, bias (index 2) and norm of ``model``.
+
+    ``name``: sp, sgd (Nesterov), adam, adamw, or a class name of torch.optim. ``weight_decay``: scaled to the batch.
+    ``total_steps``: optimizer steps of the run, the length of SP's sparsity ramp.
+
+    Raises:
+        UserError: no optimizer of that name, or one that cannot be built from a learning rate alone.
+    """
+    lr, momentum = hyp["lr0"], hyp["momentum"]
+    if name == "sp":
+        groups = build_param_groups(
+            model,
+            weight_decay=weight_decay,
+            sigma_backbone=hyp["sp_sigma_backbone"],
+            sigma_head=hyp["sp_sigma_head"],
+        )
+        return SP(
+            groups,
+            lr=lr,
+            momentum=momentum,
+            nesterov=True,
+            mode=hyp["sp_mode"],
+            damping=hyp["sp_damping"],
+            saliency=hyp["sp_saliency"],
+            every=hyp["sp_every"],
+            start=hyp["sp_start"],
+            end=hyp["sp_end"],
+            total_steps=total_steps,
+            rho=hyp["sp_rho"],
+            rcap=hyp["sp_rcap"],
+            gamma_start=hyp["sp_gamma_start"],
+        )
+    keep = ("params", "name", "weight_decay")
+    groups = [
+        {key: value for key, value in group.items() if key in keep}
+        for group in build_param_groups(model, weight_decay=weight_decay)
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name in ("adam", "adamw"):
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return kind(groups, lr=lr, betas=(momentum, 0.999))
+    return _from_torch(name, groups, lr)
+
+
+def _from_torch(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    known = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
+    kind = known.get(name.lower())
+    if kind is None or kind is torch.optim.Optimizer or not issubclass(kind, torch.optim.Optimizer):
+        raise UserError(f"--optimizer {name}: not sp, sgd, adam, adamw or the name of a class in torch.optim")
+    try:
+        return kind(groups, lr=lr)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None

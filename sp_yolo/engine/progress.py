@@ -1,0 +1,63 @@
+"""How far a run has come: its position, its records per epoch, its best epoch, the running losses of this epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+PARTS = ("box", "obj", "cls", "total")
+
+
+def fitness(record: dict[str, Any]) -> float:
+    """What the best epoch is chosen by (specification, training §4.8)."""
+    return 0.1 * record["map50"] + 0.9 * record["map50_95"]
+
+
+@dataclass
+class Progress:
+    """``iteration``: batches trained on so far, over the whole run. ``records``: one per finished epoch."""
+
+    iteration: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    best_epoch: int = -1
+    loss_sums: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
+    loss_count: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Numbers and words only, for a checkpoint; ``Progress(**state)`` gives it back."""
+        return asdict(self)
+
+    def close_epoch(self, record: dict[str, Any], validated: bool) -> bool:
+        """Append the record of a finished epoch; True when it is the best one yet."""
+        self.records.append(record)
+        self.loss_sums, self.loss_count = [0.0] * len(PARTS), 0
+        improved = validated and fitness(record) > self.best
+        if improved:
+            self.best, self.best_epoch = fitness(record), record["epoch"]
+        return improved
+
+    @property
+    def epochs_without_gain(self) -> int:
+        return len(self.records) - 1 - self.best_epoch
+
+
+class RunningLoss:
+    """Sums of the loss parts of this epoch, kept on the device so that no iteration waits for them."""
+
+    def __init__(self, device: torch.device, progress: Progress) -> None:
+        self.sums = torch.tensor(progress.loss_sums, device=device)
+        self.count = progress.loss_count
+
+    def add(self, parts: Any) -> None:
+        self.sums += torch.stack([getattr(parts, part).reshape(()) for part in PARTS])
+        self.count += 1
+
+    def mean(self) -> torch.Tensor:
+        """[4] box, obj, cls, total."""
+        return self.sums / max(self.count, 1)
+
+    def store(self, progress: Progress) -> None:
+        progress.loss_sums, progress.loss_count = self.sums.tolist(), self.count

@@ -1,0 +1,139 @@
+"""The run directory: a fresh folder per run, the original's files, metrics.jsonl and summary.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sp_yolo.config import Config, load_config
+from sp_yolo.engine.checkpoint import load_checkpoint
+from sp_yolo.errors import StorageError, UserError
+
+RESULT_COLUMNS = (
+    *("epoch", "gpu_mem", "box", "obj", "cls", "total", "labels", "img_size"),
+    *("precision", "recall", "map50", "map50_95", "val_box", "val_obj", "val_cls"),
+)
+
+
+class RunDir:
+    """Files of one run below ``path``; every write is whole or an error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "weights"
+
+    @classmethod
+    def create(cls, project: str, name: str, exist_ok: bool) -> RunDir:
+        """``project/name``, or the first free ``name2``, ``name3``, ... unless ``exist_ok``.
+
+        mkdir itself decides which run owns a name, so two runs started together never share a folder.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        number = 1
+        while True:
+            path = Path(project) / (name if number == 1 else f"{name}{number}")
+            try:
+                path.mkdir(parents=True, exist_ok=exist_ok)
+                (path / "weights").mkdir(exist_ok=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise StorageError(f"{path}: run folder cannot be made: {error.strerror}") from None
+
+    def write(self, name: str, text: str, append: bool = False) -> None:
+        """Write (atomically) or append ``text`` to the file ``name``."""
+        path = self.path / name
+        try:
+            if append:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(text)
+                return
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def write_yaml(self, name: str, values: Mapping[str, Any]) -> None:
+        self.write(name, yaml.safe_dump(dict(values), sort_keys=False))
+
+    def write_results(self, records: list[dict[str, Any]], epochs: int) -> None:
+        """results.txt (15 columns, no header), results.csv and metrics.jsonl from all epochs so far.
+
+        Rewritten whole each epoch: after a resume the files hold each epoch once.
+        """
+        lines = []
+        for record in records:
+            memory = f"{record['gpu_mem'] / 1e9:.3g}G"
+            numbers = [record[column] for column in RESULT_COLUMNS[2:]]
+            lines.append(
+                ("%10s" * 2 + "%10.4g" * len(numbers)) % (f"{record['epoch']}/{epochs - 1}", memory, *numbers) + "\n"
+            )
+        self.write("results.txt", "".join(lines))
+        self.write("metrics.jsonl", "".join(json.dumps(_finite(record)) + "\n" for record in records))
+        path = self.path / "results.csv"
+        try:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, RESULT_COLUMNS, extrasaction="ignore")
+                table.writeheader()
+                table.writerows(records)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        self.write(name, json.dumps(_finite(values), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with NaN and infinities as null: JSON has no words for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest ``last*.pt`` below ``folder``, for ``--resume`` without a path.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in folder.glob("**/weights/last*.pt") if path.is_file()]
+    if not found:
+        raise UserError(f"--resume: no weights/last.pt below {folder}")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir]:
+    """``--resume``: the options the run was started with, its last checkpoint, its folder.
+
+    What the command line says now wins for --epochs, --device, --workers and --quiet.
+
+    Raises:
+        UserError: no checkpoint, or one with finished weights only. StorageError: a damaged one.
+    """
+    path = Path(config.resume) if isinstance(config.resume, str) else latest_checkpoint(Path.cwd())
+    if path.is_dir():
+        path = latest_checkpoint(path)
+    content = load_checkpoint(path)
+    if "optimizer" not in content:
+        raise UserError(f"--resume {path}: holds finished weights only; use weights/last.pt, or --weights to fine-tune")
+    changed = {key: getattr(config, key) for key in ("epochs", "device", "workers", "quiet")}
+    changed = {key: value for key, value in changed.items() if value != getattr(Config(), key)}
+    started = {**content["config"], "weights": "", "resume": str(path)}
+    if not started["cfg"]:
+        started["cfg"] = content["yaml"]
+    return load_config(**{**started, **changed}), content, RunDir(path.resolve().parent.parent)

@@ -1,0 +1,162 @@
+"""Learning rate, momentum and accumulation as pure functions of the iteration: resuming needs nothing but its number.
+
+Source: functional specification, training §4.2-4.5; the two departures from it (docs/differences.md) are the bounded
+warm-up and the schedule that neither lags an epoch nor stops short of its final value. ``compat`` brings both back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOMINAL_BATCH = 64
+# Below this many optimizer steps in the whole run, steps are worth more than large batches (docs/differences.md).
+FEW_UPDATES = 3000
+BIAS_GROUP = "bias"
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one iteration does: ``lr`` per group name, ``update`` says whether the optimizer steps after it."""
+
+    lr: Mapping[str, float]
+    momentum: float
+    accumulate: int
+    update: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of one run.
+
+    ``batch_size``: images per iteration over all processes. ``initial_lr``: lr of each group before any factor.
+    ``warmup``: length of the warm-up in iterations.
+    """
+
+    epochs: int
+    batches_per_epoch: int
+    batch_size: int
+    nominal_batch: int
+    warmup: int
+    lrf: float
+    momentum: float
+    warmup_momentum: float
+    warmup_bias_lr: float
+    linear: bool = False
+    compat: bool = False
+
+    @property
+    def iterations(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def factor(self, epoch: float) -> float:
+        """Factor on the initial lr at ``epoch`` (may be a fraction): 1 at 0, ``lrf`` at the end. Specification §4.4."""
+        if self.linear:
+            return (1 - epoch / max(self.epochs - 1, 1)) * (1 - self.lrf) + self.lrf
+        return (1 - math.cos(math.pi * epoch / self.epochs)) / 2 * (self.lrf - 1) + 1
+
+    def _factor_at(self, iteration: int) -> float:
+        epoch = iteration // self.batches_per_epoch
+        if not self.compat:
+            run = iteration / max(self.iterations - 1, 1)
+            return self.factor(run * (max(self.epochs - 1, 1) if self.linear else self.epochs))
+        warmup_epoch = self.warmup // self.batches_per_epoch
+        # The original's scheduler reaches the optimizer one epoch late; its warm-up reads the current epoch's value.
+        return self.factor(epoch if iteration <= self.warmup or epoch == warmup_epoch else epoch - 1)
+
+    def _ramp(self, iteration: int, start: float, end: float) -> float:
+        if iteration >= self.warmup:
+            return end
+        return start + (end - start) * iteration / self.warmup
+
+    def accumulate(self, iteration: int) -> int:
+        """Batches whose gradients are summed before a step, at ``iteration``."""
+        wanted = self._ramp(iteration, 1.0, self.nominal_batch / self.batch_size)
+        return max(1, round(wanted))
+
+    def at(self, iteration: int, initial_lr: Mapping[str, float]) -> StepPlan:
+        """The plan of one iteration (0-based over the whole run) for groups with these initial learning rates."""
+        factor = self._factor_at(iteration)
+        lr = {
+            name: self._ramp(iteration, self.warmup_bias_lr if name == BIAS_GROUP else 0.0, base * factor)
+            for name, base in initial_lr.items()
+        }
+        accumulate = self.accumulate(iteration)
+        momentum = self._ramp(iteration, self.warmup_momentum, self.momentum)
+        return StepPlan(lr, momentum, accumulate, self._updates(iteration, accumulate))
+
+    def _updates(self, iteration: int, accumulate: int) -> bool:
+        if self.compat:
+            return iteration % accumulate == 0
+        batch = iteration % self.batches_per_epoch
+        # The rest of an epoch is stepped on, not thrown away.
+        return (batch + 1) % accumulate == 0 or batch + 1 == self.batches_per_epoch
+
+    def updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return sum(self._updates(step, self.accumulate(step)) for step in range(self.iterations))
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Settings that depend on how long the run is, and the words that say how they were chosen."""
+
+    nominal_batch: int
+    warmup: int
+    weight_decay: float
+    ema_decay: float
+    ema_ramp: float
+    words: str
+
+
+def fit_to_run(
+    hyp: Mapping[str, Any], *, epochs: int, batches_per_epoch: int, batch_size: int, compat: bool
+) -> RunLength:
+    """Resolve ``auto`` hyperparameters from the size of the run; ``compat`` gives the original's values.
+
+    The nominal batch falls from 64 to the batch itself where the run would see fewer than 3000 steps; the warm-up floor
+    of 1000 iterations holds only up to a tenth of the run and the warm-up never exceeds a fifth; the EMA's memory is at
+    most 1.25 runs long. Measured in docs/results.md.
+    """
+    iterations = epochs * batches_per_epoch
+    nominal = hyp["nominal_batch"]
+    if nominal == "auto":
+        few = iterations * batch_size / NOMINAL_BATCH < FEW_UPDATES
+        nominal = batch_size if few and not compat else NOMINAL_BATCH
+    accumulate = max(round(nominal / batch_size), 1)
+    asked = 3.0 if hyp["warmup_epochs"] == "auto" else hyp["warmup_epochs"]
+    warmup = round(asked * batches_per_epoch)
+    if compat:
+        warmup = max(warmup, 1000)
+    elif warmup:
+        warmup = max(1, min(max(warmup, min(1000, iterations // 10)), iterations // 5))
+    updates = max(iterations / accumulate, 1)
+    decay, ramp = hyp["ema_decay"], hyp["ema_ramp"]
+    if decay == "auto":
+        decay = 0.9999 if compat else min(0.9999, max(0.0, 1 - 0.8 / updates))
+    if ramp == "auto":
+        ramp = 2000.0 if compat else min(2000.0, max(1.0, updates / 6.5))
+    weight_decay = hyp["weight_decay"] * batch_size * accumulate / nominal
+    words = (
+        f"run of {iterations} iterations: warm-up {warmup}, optimizer step every {accumulate} batch"
+        f"{'es' if accumulate > 1 else ''} (nominal batch {nominal}), EMA decay {decay:.5g}, ramp {ramp:.0f} steps"
+    )
+    return RunLength(int(nominal), warmup, weight_decay, float(decay), float(ramp), words)
+
+
+def make_schedule(
+    hyp: Mapping[str, Any],
+    length: RunLength,
+    *,
+    epochs: int,
+    batches_per_epoch: int,
+    batch_size: int,
+    linear: bool,
+    compat: bool,
+) -> Schedule:
+    """The schedule of a recipe on a run of this length."""
+    shape = {key: hyp[key] for key in ("lrf", "momentum", "warmup_momentum", "warmup_bias_lr")}
+    nominal, warmup = length.nominal_batch, length.warmup
+    return Schedule(epochs, batches_per_epoch, batch_size, nominal, warmup, **shape, linear=linear, compat=compat)

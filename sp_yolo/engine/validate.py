@@ -1,0 +1,82 @@
+"""One way to measure a model on a split: the trainer's validation and `sp-yolo val` both call this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sp_yolo.boxes import boxes_to_original, non_max_suppression
+from sp_yolo.engine.device import Compute
+from sp_yolo.engine.inputs import to_input
+
+CONF_THRES, IOU_THRES = 0.001, 0.65
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Outcome of one pass: ``losses`` are the mean (box, obj, cls), zeros without a loss; ``seconds`` by stage."""
+
+    images: int
+    losses: tuple[float, float, float]
+    seconds: dict[str, float]
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    evaluator: Any,
+    compute: Compute,
+    *,
+    loss: Callable[..., Any] | None = None,
+    conf_thres: float = CONF_THRES,
+    iou_thres: float = IOU_THRES,
+    multi_label: bool = True,
+    augment: bool = False,
+    on_batch: Callable[[int, Any, list[torch.Tensor]], None] | None = None,
+) -> Validation:
+    """Run ``model`` (eval mode) over ``batches`` and feed the detections, in original pixels, to ``evaluator``.
+
+    ``loss``: a DetectionLoss whose parts are averaged over the batches. ``on_batch(index, batch, detections)`` sees
+    each batch with its detections [k, 6] (xyxy in network input pixels, score, class), for pictures and text files.
+    """
+    sums = torch.zeros(3, device=compute.device)
+    seconds = {"inference": 0.0, "nms": 0.0}
+    images = count = 0
+    for index, batch in enumerate(batches):
+        started = time.perf_counter()
+        pixels = to_input(batch.images, compute)
+        with compute.autocast():
+            decoded, raw_maps = model(pixels, augment=augment)
+        if loss is not None and raw_maps is not None:
+            _, parts = loss(raw_maps, batch.targets.to(compute.device), tuple(pixels.shape[2:]))
+            sums += torch.stack((parts.box, parts.obj, parts.cls)).to(sums)
+        inferred = time.perf_counter()
+        found = non_max_suppression(decoded, conf_thres, iou_thres, multi_label=multi_label)
+        ended = time.perf_counter()
+        seconds["inference"] += inferred - started
+        seconds["nms"] += ended - inferred
+        if on_batch is not None:
+            on_batch(index, batch, found)
+        evaluator.update(*to_original(batch, found))
+        images += len(found)
+        count += 1
+    box, obj, cls = (sums / max(count, 1)).tolist()
+    return Validation(images, (box, obj, cls), seconds)
+
+
+def to_original(batch: Any, found: list[torch.Tensor]) -> tuple[list[int], list[torch.Tensor]]:
+    """Image ids and detections of a batch, boxes mapped from the network input to original pixels and clipped."""
+    input_hw = tuple(batch.images.shape[2:])
+    ids, detections = [], []
+    for meta, rows in zip(batch.metas, found, strict=True):
+        rows = rows.float().cpu()
+        boxes_xyxy = boxes_to_original(rows[:, :4], input_hw, meta.original_hw, meta.ratio_pad)
+        detections.append(torch.cat((boxes_xyxy, rows[:, 4:]), 1))
+        ids.append(meta.image_id)
+    return ids, detections

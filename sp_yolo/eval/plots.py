@@ -1,0 +1,118 @@
+"""Plots of an evaluation and of a run. matplotlib (extra `plots`) is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sp_yolo.errors import EnvironmentFault, StorageError
+from sp_yolo.eval.confusion import Confusion
+from sp_yolo.eval.curves import Curves
+
+MOST_LINES = 20  # above that many classes only their mean is drawn
+PANELS = (
+    (("box", "box"), ("val_box", "val box")),
+    (("obj", "objectness"), ("val_obj", "val objectness")),
+    (("cls", "class"), ("val_cls", "val class")),
+    (("precision", "precision"), ("recall", "recall")),
+    (("map50", "mAP@.5"), ("map50_95", "mAP@.5:.95")),
+)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of its own: pyplot's global state and backend stay untouched."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise EnvironmentFault("plots need matplotlib: pip install 'sp-yolo[plots]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curves(curves: Curves, directory: str | Path) -> list[Path]:
+    """Write F1_curve.png, P_curve.png, R_curve.png (over the confidence) and PR_curve.png (IoU .5).
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
+    folder = Path(directory)
+    best = f"{curves.means_at_best()[2]:.2f} at {curves.confidence[curves.best]:.3f}"
+    over_confidence = (("F1", curves.f1, best), ("P", curves.precision, ""), ("R", curves.recall, ""))
+    labels = {"F1": "F1", "P": "Precision", "R": "Recall"}
+    paths = []
+    for short, values, note in over_confidence:
+        paths.append(folder / f"{short}_curve.png")
+        _lines(curves, curves.confidence, values, ("Confidence", labels[short]), note, paths[-1])
+    paths.append(folder / "PR_curve.png")
+    counted = curves.precision_at_recall[curves.counted]
+    note = f"{counted.mean():.3f} mAP@.5" if len(counted) else ""
+    _lines(curves, curves.recall_points, curves.precision_at_recall, ("Recall", "Precision"), note, paths[-1])
+    return paths
+
+
+def _lines(curves: Curves, x: np.ndarray, values: np.ndarray, axes: tuple[str, str], note: str, path: Path) -> None:
+    figure = _figure(9, 6)
+    plot = figure.subplots()
+    rows = np.flatnonzero(curves.counted)
+    for row in rows if 1 < len(rows) <= MOST_LINES else []:
+        plot.plot(x, values[row], linewidth=1, label=curves.names[row])
+    if len(rows):
+        plot.plot(x, values[rows].mean(axis=0), linewidth=3, color="blue", label=f"all classes {note}".rstrip())
+        figure.legend(loc="outside right upper", fontsize="small")
+    plot.set(xlabel=axes[0], ylabel=axes[1], xlim=(0, max(1.0, float(x[-1]))), ylim=(0, 1.02))
+    plot.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_confusion(confusion: Confusion, names: Sequence[str], path: str | Path) -> None:
+    """Write the matrix twice in one picture: counts, and shares of each true class, without unseen classes.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
+    seen = confusion.matrix.sum(axis=0) + confusion.matrix.sum(axis=1) > 0
+    used = seen | (np.arange(len(seen)) == len(seen) - 1)  # the background always
+    ticks = [name for name, keep in zip([*names, "background"], used, strict=True) if keep]
+    counts, shares = confusion.matrix[used][:, used], confusion.normalised()[used][:, used]
+    side = min(max(0.45 * len(ticks) + 2.5, 5.0), 14.0)
+    figure = _figure(2 * side, side)
+    plots = figure.subplots(1, 2)
+    for plot, values, title in ((plots[0], counts, "boxes"), (plots[1], shares, "share of the true class")):
+        plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        positions = range(len(ticks)) if len(ticks) < 100 else []
+        shown = ticks if len(ticks) < 100 else []
+        plot.set_xticks(positions, shown, rotation=90, fontsize="small")
+        plot.set_yticks(positions, shown, fontsize="small")
+        plot.set(xlabel="True", ylabel="Predicted", title=title)
+        for y, x in np.argwhere(counts > 0) if len(ticks) <= 31 else []:
+            text = str(values[y, x]) if values is counts else f"{values[y, x]:.2f}"
+            color = "white" if shares[y, x] > 0.5 else "black"
+            plot.text(x, y, text, ha="center", va="center", fontsize="x-small", color=color)
+    _save(figure, Path(path))
+
+
+def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write losses, precision, recall and mAP over the epochs; `rows` are those of metrics.jsonl.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
+    figure = _figure(3 * len(PANELS), 6)
+    plots = figure.subplots(2, len(PANELS))
+    epochs = [row["epoch"] for row in rows]
+    for column, pair in enumerate(PANELS):
+        for line, (key, title) in enumerate(pair):
+            values = [np.nan if row.get(key) is None else float(row[key]) for row in rows]
+            plots[line, column].plot(epochs, values, marker="." if len(rows) < 60 else None)
+            plots[line, column].set(title=title, xlabel="epoch" if line else "")
+            plots[line, column].grid(alpha=0.3)
+    _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise StorageError(f"{path}: picture cannot be written: {error.strerror}") from None

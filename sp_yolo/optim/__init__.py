@@ -1,0 +1,6 @@
+"""SP, the spectral proximal optimizer. Imports torch only and can be copied out alone."""
+
+from sp_yolo.optim.groups import build_param_groups
+from sp_yolo.optim.sp import SP
+
+__all__ = ["SP", "build_param_groups"]

@@ -1,0 +1,57 @@
+"""What a parameter group may say: bounds of its settings, its prunable tensors, the reference learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def prunable_flags(group: dict[str, Any]) -> list[bool]:
+    """Whether the proximal step may zero elements of each tensor: two or more dimensions, and the group's flag."""
+    flags = group.get("prunable") or [True] * len(group["params"])
+    return [bool(f) and p.ndim >= 2 and p.numel() > 1 for p, f in zip(group["params"], flags, strict=True)]
+
+
+def prunable_params(group: dict[str, Any]) -> list[Tensor]:
+    return [p for p, flag in zip(group["params"], prunable_flags(group), strict=True) if flag]
+
+
+def reference_lr(lrs: list[float | Tensor]) -> float | Tensor:
+    """lr_ref: the largest lr of the groups that step; defined, and the same, whichever groups stand still."""
+    tensors = [lr for lr in lrs if isinstance(lr, Tensor)]
+    if not tensors:
+        return max(float(lr) for lr in lrs)
+    full = [lr if isinstance(lr, Tensor) else torch.full_like(tensors[0], lr) for lr in lrs]
+    return torch.stack([lr.reshape(()) for lr in full]).max()
+
+
+def check_settings(group: dict[str, Any]) -> None:
+    """ValueError naming the first setting of the group that is out of bounds."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"a tensor lr must have one element, not {lr.numel()}")
+    bounds: list[tuple[str, bool, str]] = [
+        ("lr", isinstance(lr, Tensor) or lr >= 0, ">= 0"),
+        ("momentum", 0 <= group["momentum"] < 1, "in [0, 1)"),
+        ("weight_decay", group["weight_decay"] >= 0, ">= 0"),
+        ("mode", group["mode"] in ("robust", "paper"), "'robust' or 'paper'"),
+        ("damping", group["damping"] in ("none", "diagonal"), "'none' or 'diagonal'"),
+        ("damping_bounds", 0 < group["damping_bounds"][0] <= 1 <= group["damping_bounds"][1], "(in (0, 1], >= 1)"),
+        ("sigma", 0 <= group["sigma"] < 1, "in [0, 1)"),
+        ("saliency", group["saliency"] in ("fisher", "damping"), "'fisher' or 'damping'"),
+        ("every", group["every"] >= 1, ">= 1"),
+        ("start", 0 <= group["start"] <= 1, "in [0, 1]"),
+        ("end", group["start"] <= group["end"] <= 1, "in [start, 1]"),
+        ("total_steps", group["total_steps"] is None or group["total_steps"] >= 1, "None or >= 1"),
+        ("rho", 0 <= group["rho"] < 1, "in [0, 1)"),
+        ("rcap", group["rcap"] >= 0, ">= 0 (0: derived)"),
+        ("growth", group["growth"] >= 1, ">= 1"),
+        ("gamma_start", 0 < group["gamma_start"] <= 1, "in (0, 1]"),
+    ]
+    for name, holds, rule in bounds:
+        if not holds:
+            raise ValueError(f"invalid {name}: {group[name]} (must be {rule})")
+    if group["differentiable"]:
+        raise ValueError("SP does not support differentiable=True")

@@ -1,0 +1,350 @@
+"""SP, the spectral proximal optimizer, with the anatomy of a torch.optim optimizer. Mathematics: docs/the-method.md."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sp_yolo.optim import update
+from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, parameter_damping, rayleigh_quotient
+from sp_yolo.optim.paper import paper_update
+from sp_yolo.optim.saliency import keep_masks, prox_due, prune_count, saliency, sigma_at
+from sp_yolo.optim.settings import check_settings, prunable_flags, prunable_params, reference_lr
+from sp_yolo.optim.update import Batch
+
+# Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
+SHARED = ("mode", "rho", "growth", "gamma_start")
+# The key of the optimizer's own entry in ``state``, beside the parameters.
+MODEL = "model"
+
+
+class SP(Optimizer):
+    """Spectral proximal gradient descent.
+
+    ``mode="robust"`` (default): Nesterov momentum whose step is damped by gamma, eq. (14), so that lr times the
+    curvature along the trajectory stays at the level that gradient noise alone produces; and, with ``sigma > 0``, an
+    l0 proximal step in the metric of the saliency with held masks, eqs. (5), (17), (18). ``mode="paper"``: the published
+    update, eqs. (1)-(6); it ignores gamma, the schedule and ``held``, and prunes every step, tensor by tensor.
+
+    Args:
+        params: tensors, named tensors or groups. A group may carry ``name``, ``param_names`` and ``prunable`` (one bool
+            per tensor; default: tensors of two or more dimensions).
+        lr: step size; in robust mode the largest one, .1 to .3 being best. A float or a one-element tensor.
+        momentum, nesterov: as torch.optim.SGD. Paper mode without nesterov has no momentum.
+        weight_decay: L2 added to the gradient, or, ``decoupled``, x *= 1 - lr * weight_decay.
+        damping: "none" or "diagonal" (eq. 15), bounded by ``damping_bounds``. Robust mode only.
+        sigma: share of the group's prunable weights that end as zeros, ranked together; 0 switches pruning off.
+        saliency: the matrix that weighs x^2: "fisher", a running average of g^2, or "damping", the diagonal (magnitude
+            where there is none).
+        every, start, end, total_steps: the proximal step is taken every ``every`` steps between ``start`` and ``end``, shares
+            of the run of ``total_steps``, on a cubic ramp; ``start == end`` or no ``total_steps`` means constant sigma.
+        held: zeros stay zero until the next proximal step ranks anew. Without it they grow back.
+        rho, rcap, growth, gamma_start: averaging of the secant pair, cap on lr * curvature (0: derived from the momentum,
+            eq. 13; with several groups the smallest of those that move), growth of gamma per step, first gamma.
+        maximize: ascend.
+        foreach: the multi-tensor path. Default: on accelerators. On a CPU the single-tensor path is faster.
+        capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
+        compile: run the dense update as compiled code; ``path`` says which.
+
+    Raises:
+        ValueError: a setting outside its bounds, complex parameters, ``differentiable=True``.
+        RuntimeError (from ``step``): sparse gradients; pruning inside a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 0.1,
+        momentum: float = 0.9,
+        *,
+        nesterov: bool = True,
+        weight_decay: float = 5e-4,
+        decoupled: bool = False,
+        mode: str = "robust",
+        damping: str = "none",
+        damping_bounds: tuple[float, float] = (0.1, 10.0),
+        sigma: float = 0.0,
+        saliency: str = "fisher",
+        every: int = 10,
+        start: float = 0.1,
+        end: float = 0.65,
+        total_steps: int | None = None,
+        held: bool = True,
+        rho: float = 0.9,
+        rcap: float = 0.0,
+        growth: float = 1.5,
+        gamma_start: float = 0.01,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        compile: bool = False,
+    ) -> None:
+        settings = dict(locals())
+        for name in ("self", "params", "__class__"):
+            settings.pop(name, None)
+        super().__init__(params, settings)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; every setting of the group is checked, with the bad value and its bound in the message."""
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_settings(group)
+        for name in SHARED:
+            if group[name] != self.param_groups[0][name]:
+                raise ValueError(f"{name} must be the same in every group: {group[name]} != {self.param_groups[0][name]}")
+        for param in group["params"]:
+            if torch.is_complex(param):
+                raise ValueError("SP does not support complex parameters")
+            if not torch.is_floating_point(param):
+                raise ValueError(f"SP needs floating-point parameters, not {param.dtype}")
+        flags = group.get("prunable")
+        if flags is not None and len(flags) != len(group["params"]):
+            raise ValueError(f"prunable has {len(flags)} flags for {len(group['params'])} parameters")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which casts state to the parameter's dtype; SP's keeps its own: float32 for bf16 parameters."""
+        super().load_state_dict(state_dict)
+        saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[param][name] = value.detach().to(param.device, copy=True)
+        if MODEL in self.state:
+            self.state[MODEL] = {n: v.clone() if isinstance(v, Tensor) else v for n, v in self.state[MODEL].items()}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update; returns the closure's loss. A non-finite gradient anywhere leaves everything untouched."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        on_device = self._on_device()
+        groups = [(group, batch) for group in self.param_groups for batch in self._batches(group, on_device)]
+        if groups:
+            self._step(groups, on_device)
+        return loss
+
+    def _step(self, groups: list[tuple[dict[str, Any], Batch]], on_device: bool) -> None:
+        model = self._model_state(groups[0][1].params[0].device if on_device else torch.device("cpu"))
+        paper = self.param_groups[0]["mode"] == "paper"
+        if on_device:
+            self._refuse_capture(model["step"])
+            products = [update.multi_products(batch) for _, batch in groups]
+            finite = self._all_finite(products)
+        else:
+            products = [update.single_products(batch) for _, batch in groups]
+            if not math.isfinite(sum(map(sum, products))):
+                return
+            finite = torch.tensor(True)
+        if paper:
+            for group, batch in groups:
+                paper_update(batch, group["sigma"], prunable_params(group), finite.to(batch.params[0].device))
+        else:
+            r_gamma = self._damp(groups, products, finite)
+            for _, batch in groups:
+                if on_device:
+                    scalars = (t.to(batch.params[0].device) for t in (r_gamma, model["gamma"], finite))
+                    update.multi_update(batch, *scalars)
+                else:
+                    update.single_update(batch, r_gamma.item(), model["gamma"].item())
+            self._prune(model["step"])
+        model["step"] += 1
+
+    @staticmethod
+    def _all_finite(products: list[list[Tensor]]) -> Tensor:
+        """0-dim bool on the device of the first product. <s, g> is finite only if all of g is, even where s is 0."""
+        sums = [torch.stack(row).sum() for row in products]
+        return torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()
+
+    def _damp(self, groups: list[tuple[dict[str, Any], Batch]], products: list[Any], finite: Tensor) -> Tensor:
+        """Update the whole model's Ess, Esy and gamma, eqs. (9)-(14); returns r * gamma."""
+        model = self.state[MODEL]
+        lr_ref = reference_lr([batch.lr for _, batch in groups])
+        ss = sy = torch.zeros_like(model["gamma"])
+        caps = []
+        for (group, batch), product in zip(groups, products, strict=True):
+            if not isinstance(batch.lr, Tensor) and batch.lr == 0:
+                continue  # it does not move, so it says nothing about curvature
+            caps.append(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]))
+            weighted, change = (torch.as_tensor(t, device=ss.device) for t in batch.secant_sums(product))
+            if isinstance(batch.lr, Tensor):
+                moves = batch.lr > 0
+                ss = ss + torch.where(moves, lr_ref / batch.lr, 0.0) * weighted
+                sy = sy + torch.where(moves, change, 0.0)
+            else:
+                ss, sy = ss + lr_ref / batch.lr * weighted, sy + change
+        ess, esy, accepted = average_pair(model["ess"], model["esy"], ss, sy, self.param_groups[0]["rho"])
+        r = rayleigh_quotient(ess, esy, lr_ref)
+        gamma = model["gamma"]
+        if caps:
+            gamma = damped_gamma(gamma, r, min(caps), self.param_groups[0]["growth"], accepted)
+        for name, value in (("ess", ess), ("esy", esy), ("gamma", gamma)):
+            model[name].copy_(torch.where(finite, value, model[name]))
+        return r * model["gamma"]
+
+    def _prune(self, step: int) -> None:
+        """The proximal step, eqs. (5) and (18), of every group for which it is due."""
+        pruned = False
+        for group in self.param_groups:
+            schedule = (group["start"], group["end"], group["total_steps"])
+            params = [p for p in prunable_params(group) if p in self.state] if group["sigma"] else []
+            if params and prox_due(step, group["every"], *schedule):
+                count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
+                if count:
+                    self._rank(group, params, count)
+                    pruned = True
+            elif step % group["every"] == 0:
+                # Held zeros survive a step by themselves, but not somebody who loads other weights.
+                for param in params:
+                    self._apply_mask(param, self.state[param].get("mask"))
+        if pruned:
+            self._forget_displacement()
+
+    def _rank(self, group: dict[str, Any], params: list[Tensor], count: int) -> None:
+        """Zero the ``count`` weights of least saliency among all ``params``."""
+        saliencies = []
+        for param in params:
+            score = self._saliency(group, param)
+            mask = self.state[param].get("mask")
+            # Held zeros come first: another weight whose saliency happens to be 0 does not set them free.
+            saliencies.append(score if mask is None else torch.where(mask, score, -1.0))
+        masks, group["threshold"] = keep_masks(saliencies, count)
+        for param, mask in zip(params, masks, strict=True):
+            self._apply_mask(param, mask)
+            if group["held"]:
+                self.state[param]["mask"] = torch.empty_like(param, dtype=torch.bool).copy_(mask)
+
+    def _apply_mask(self, param: Tensor, mask: Tensor | None) -> None:
+        if mask is not None:
+            param.mul_(mask)
+            self.state[param]["momentum_buffer"].mul_(mask)
+
+    def _forget_displacement(self) -> None:
+        """The proximal jump would enter the next secant pair and break training: a displacement of 0 is no pair."""
+        for param, state in self.state.items():
+            if param != MODEL:
+                state["displacement"].zero_()
+                for name in update.CARRIED:
+                    state[name] = state[name] * 0
+
+    def _saliency(self, group: dict[str, Any], param: Tensor) -> Tensor:
+        """S of one tensor, eq. (5)."""
+        wide = param.to(self.state[param]["momentum_buffer"].dtype)
+        if group["saliency"] == "fisher":
+            return saliency(wide, self.state[param]["square_avg"])
+        if group["damping"] == "none":
+            return saliency(wide)
+        model = self.state[MODEL]
+        r = rayleigh_quotient(model["ess"], model["esy"], reference_lr([g["lr"] for g in self.param_groups]))
+        r_gamma = (r * model["gamma"]).to(wide.device, wide.dtype)
+        return saliency(wide, 1.0 / parameter_damping(wide, r_gamma, group["damping_bounds"]))
+
+    def sparsity(self) -> dict[str, float]:
+        """Share of exact zeros among the prunable weights of each group, by group name; 0 where nothing is prunable."""
+        shares = {}
+        for index, group in enumerate(self.param_groups):
+            params = prunable_params(group)
+            total = sum(p.numel() for p in params)
+            zeros = sum(p.numel() - int(torch.count_nonzero(p)) for p in params)
+            shares[group.get("name", f"group{index}")] = zeros / total if total else 0.0
+        return shares
+
+    def _model_state(self, device: torch.device) -> dict[str, Any]:
+        model = self.state[MODEL]
+        if not model:
+            model["step"] = 0
+            start = self.param_groups[0]["gamma_start"]
+            for name, value in (("gamma", start), ("ess", 0.0), ("esy", 0.0)):
+                model[name] = torch.full((), value, dtype=torch.float64, device=device)
+        for name in ("gamma", "ess", "esy"):
+            model[name] = model[name].to(device)
+        return model
+
+    def _on_device(self) -> bool:
+        """Whether the multi-tensor path runs, whose scalars stay on the device."""
+        group = self.param_groups[0]
+        if group["capturable"] or group["foreach"] is not None:
+            return bool(group["capturable"] or group["foreach"])
+        return any(p.device.type != "cpu" for group in self.param_groups for p in group["params"])
+
+    def _refuse_capture(self, step: int) -> None:
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return
+        for group in self.param_groups:
+            length = group["total_steps"]
+            if group["sigma"] and (length is None or step <= group["end"] * length):
+                raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture after it or set sigma=0")
+
+    def _batches(self, group: dict[str, Any], on_device: bool) -> list[Batch]:
+        """The group's tensors that have a gradient, by device and dtype, with their state."""
+        rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, dict[str, Any]]]] = {}
+        tensor_scalars = on_device or group["mode"] == "paper"
+        for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
+            if param.grad is None or not param.requires_grad:
+                continue
+            if param.grad.is_sparse:
+                raise RuntimeError("SP does not support sparse gradients")
+            state = self._param_state(group, param, prunable, tensor_scalars)
+            rows.setdefault((param.device, param.dtype), []).append((param, state))
+        return [self._batch(group, row, on_device) for row in rows.values()]
+
+    def _batch(self, group: dict[str, Any], row: list[tuple[Tensor, dict[str, Any]]], on_device: bool) -> Batch:
+        lr = group["lr"]
+        return Batch(
+            params=[param for param, _ in row],
+            grads=[param.grad for param, _ in row if param.grad is not None],
+            states=[state for _, state in row],
+            lr=lr if isinstance(lr, Tensor) and on_device else float(lr),
+            momentum=float(group["momentum"]),
+            nesterov=group["nesterov"],
+            weight_decay=float(group["weight_decay"]),
+            decoupled=group["decoupled"],
+            maximize=group["maximize"],
+            diagonal=group["damping"] == "diagonal",
+            damping_bounds=group["damping_bounds"],
+        )
+
+    def _param_state(
+        self, group: dict[str, Any], param: Tensor, prunable: bool, tensor_scalars: bool
+    ) -> dict[str, Any]:
+        state = self.state[param]
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+            state["displacement"] = torch.zeros_like(param, dtype=dtype)
+            state.update(dict.fromkeys(update.CARRIED, 0.0))
+        fisher = group["sigma"] > 0 and group["mode"] == "robust" and group["saliency"] == "fisher"
+        if prunable and fisher and "square_avg" not in state:
+            state["square_avg"] = torch.zeros_like(param, dtype=dtype)
+        for name in update.CARRIED:
+            if tensor_scalars and not isinstance(state[name], Tensor):
+                state[name] = torch.full((), state[name], dtype=torch.float64, device=param.device)
+            elif isinstance(state[name], Tensor) and not tensor_scalars:
+                state[name] = state[name].item()
+        for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
+            # The model may have been moved or its memory format changed since the last step.
+            value = state.get(name)
+            if value is not None and (value.stride() != param.stride() or value.device != param.device):
+                state[name] = update.like_parameter(value.to(param.device), param)
+        return state

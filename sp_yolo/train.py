@@ -1,0 +1,81 @@
+"""The command line of training: the original's flags with their names, defaults and meaning, then ours."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sp_yolo.config import load_config, parse_assignments
+from sp_yolo.errors import UserError
+
+_WANDB_FLAGS = ("--bucket", "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every training flag. Absent flags stay absent, so that a resumed run keeps what it was started with."""
+    absent = argparse.SUPPRESS
+
+    def option(*flags: str, help: str, **kwargs: Any) -> None:
+        parser.add_argument(*flags, help=help, default=absent, **kwargs)
+
+    option("--weights", help="weights to start from: ours, the original's .pt, safetensors; '' = from scratch")
+    option("--cfg", help="model: a name such as yolov7-tiny, or a YAML in the original's grammar")
+    option("--data", help="dataset YAML (default: data/toy.yaml, generated)")
+    option("--hyp", help="recipe YAML (default: by optimizer and model, e.g. hyp/sp.tiny.yaml)")
+    option("--epochs", type=int, help="default 300; the toy data 15")
+    option("--batch-size", "--batch", type=int, help="total over all devices (default 16)")
+    option("--img-size", "--img", "--imgsz", type=int, nargs="+", help="train and test size in px (default 640 640)")
+    option("--rect", action="store_true", help="rectangular training: no mosaic, batches sorted by aspect ratio")
+    option("--resume", nargs="?", const=True, metavar="PATH", help="go on with the newest run, or the one given")
+    option("--nosave", action="store_true", help="save only the last epoch")
+    option("--notest", action="store_true", help="validate only after the last epoch")
+    option("--noautoanchor", action="store_true", help="do not check and refit anchors")
+    option("--cache-images", "--cache", action="store_true", help="keep decoded images in memory")
+    option("--image-weights", action="store_true", help="show images of poor classes more often")
+    option("--device", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
+    option("--multi-scale", action="store_true", help="vary the image size by half")
+    option("--single-cls", action="store_true", help="treat all classes as one")
+    option("--adam", action="store_true", help="same as --optimizer adam")
+    option("--sync-bn", action="store_true", help="synchronised BatchNorm over GPUs")
+    option("--local_rank", "--local-rank", type=int, help="accepted for old launchers; torchrun's environment decides")
+    option("--workers", type=int, help="loader processes per device (default 8; on a CPU 1 at most)")
+    option("--project", help="folder of run directories (default runs/train)")
+    option("--name", help="run directory (default exp)")
+    option("--exist-ok", action="store_true", help="write into an existing run directory")
+    option("--quad", action="store_true", help="quad collate: four images in one of double size")
+    option("--linear-lr", action="store_true", help="linear instead of cosine schedule")
+    option("--label-smoothing", type=float, metavar="EPS", help="default 0")
+    option("--save_period", "--save-period", type=int, metavar="N", help="also keep every Nth epoch (default -1: off)")
+    option("--freeze", type=int, nargs="+", metavar="LAYER", help="N: freeze layers 0..N-1; several: just these")
+    option("--v5-metric", action="store_true", help="accepted; every metric here is pycocotools'")
+    option("--optimizer", help="sp (default), sgd, adam, adamw, or a class of torch.optim")
+    option(
+        "--set", action="append", metavar="KEY=VALUE", dest="assignments", help="override a hyperparameter; repeatable"
+    )
+    option("--patience", type=int, metavar="N", help="stop after N epochs without a better one (default 0: never)")
+    option("--seed", type=int, help="seed of everything random (default 0)")
+    option("--amp", choices=("auto", "off", "bf16", "fp16"), help="precision of the forward pass (default auto)")
+    option("--compile", action="store_true", help="torch.compile the model")
+    option("--quiet", action="store_true", help="no progress bar")
+    option("--compat", action="store_true", help="the original's recipe, oddities included (docs/differences.md)")
+    for flag in _WANDB_FLAGS:
+        option(flag, nargs="?", dest=f"wandb_{flag[2:]}", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the parsed ``arguments`` say. Returns the exit code; raises the package's own errors."""
+    options = {key: value for key, value in vars(arguments).items() if key != "command"}
+    for flag in _WANDB_FLAGS:
+        if f"wandb_{flag[2:]}" in options:
+            raise UserError(
+                f"{flag}: Weights & Biases is not used here; drop the flag (metrics.jsonl and TensorBoard are written)"
+            )
+    options.pop("local_rank", None)
+    if options.pop("adam", False):
+        options.setdefault("optimizer", "adam")
+    options["overrides"] = parse_assignments(options.pop("assignments", ()))
+    config = load_config(**options)
+    from sp_yolo.engine import Trainer  # torch and OpenCV are slow to import: --help and a wrong flag should not wait
+
+    Trainer(config).fit()
+    return 0

@@ -1,0 +1,134 @@
+"""Strict YAML, hyperparameters and dataset descriptions: what is refused, and in which words."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sp_yolo.config import CHECKOUT, HYP_RULES, load_config, load_dataset_config, load_hyp, parse_assignments, read_yaml
+from sp_yolo.errors import UserError
+
+
+def write(folder: Path, text: str, name: str = "file.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "'a' appears twice"),
+        ("a: 1\nb: !!python/object/apply:os.system ['true']\n", 2, "not allowed"),
+        ("a: 1\nb: !shout x\n", 2, "not allowed"),
+        ("- 1\n", 1, "key: value"),
+        ("a: 1\nb:\n\tc: 2\n", 3, "\\t"),
+        ("a: [1, 2\nb: 3\n", 2, ""),
+        ("", 1, "key: value"),
+    ],
+)
+def test_read_yaml_refuses_with_file_and_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_yaml_numbers_and_lines(tmp_path: Path) -> None:
+    values = read_yaml(write(tmp_path, "# comment\na: 1e-3\nb: 1.5E+2\nc: [1, x]\nd: '1e-3'\n"))
+    assert values == {"a": 1e-3, "b": 150.0, "c": [1, "x"], "d": "1e-3"}
+    assert [values.line(key) for key in "abcd"] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "hyp").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_loads(path: Path) -> None:
+    assert set(load_hyp(path)) == set(HYP_RULES)
+
+
+def test_original_values_are_the_published_ones() -> None:
+    """Spot values of the functional specification, training §4.11."""
+    tiny, p5, p6 = (load_hyp(CHECKOUT / "hyp" / f"hyp.scratch.{size}.yaml") for size in ("tiny", "p5", "p6"))
+    assert (tiny["cls"], tiny["obj"], tiny["lrf"], tiny["scale"], tiny["mixup"]) == (0.5, 1.0, 0.01, 0.5, 0.05)
+    assert (p5["cls"], p5["obj"], p5["lrf"], p5["scale"], p5["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.15)
+    assert p6["lrf"] == 0.2
+    assert {hyp["momentum"] for hyp in (tiny, p5, p6)} == {0.937}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("lr0: 0.1\nlr_0: 0.1\n", 2, "did you mean 'lr0'"),
+        ("lr0: abc\n", 1, "must be a number"),
+        ("momentum: 1.5\n", 1, "must lie in [0, 0.9999]"),
+        ("mosaic: true\n", 1, "must be a number"),
+        ("lr0: .nan\n", 1, "must be a number"),
+        ("sp_mode: clever\n", 1, "'robust' or 'paper'"),
+        ("sp_every: 2.5\n", 1, "a whole number"),
+    ],
+)
+def test_load_hyp_refuses(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_hyp(path)
+    assert f"{path}:{line}: " in str(caught.value) and words in str(caught.value)
+
+
+def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path, "lr0: 0.5\n")
+    assert load_hyp(path)["lr0"] == 0.5
+    assert load_hyp(path, parse_assignments(["lr0=1e-3"]))["lr0"] == 1e-3
+    assert load_hyp(path, parse_assignments(["ema_decay=auto"]))["ema_decay"] == "auto"
+    with pytest.raises(UserError, match="--set: lr0 = 'abc'"):
+        load_hyp(path, parse_assignments(["lr0=abc"]))
+    with pytest.raises(UserError, match="unknown hyperparameter 'nosuchkey'"):
+        load_hyp(path, parse_assignments(["nosuchkey=1"]))
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_assignments(["lr0"])
+
+
+def test_dataset_paths_and_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one/images/train", "one/images/val", "two/images/train", "two/images/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = f"root: {tmp_path}/one\ntrain: images/train\nval: [images/val]\nnc: 2\nnames: {{0: a, 1: b}}\n"
+    path = write(tmp_path, text, "my-set.yaml")
+    dataset = load_dataset_config(path)
+    assert dataset.train == (str(tmp_path / "one/images/train"),) and dataset.names == ("a", "b")
+    assert load_dataset_config(path, root=str(tmp_path / "two")).root == tmp_path / "two"
+    monkeypatch.setenv("MY_SET_ROOT", str(tmp_path / "two"))
+    assert load_dataset_config(path).val == (str(tmp_path / "two/images/val"),)
+    with pytest.raises(UserError, match="no 'test' split"):
+        dataset.entries("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: nosuch\nnames: [a]\n", ":1: train: no such file or folder"),
+        ("train: .\nnames: [a, a]\n", ":2: class name 'a' appears twice"),
+        ("train: .\nnc: 3\nnames: [a]\n", ":2: nc = 3, but 1 names"),
+        ("train: .\nnames: {0: a, 2: b}\n", ":2: names must be numbered 0..1"),
+        ("train: .\nnames: [a, yes]\n", "quote it"),
+        ("train: .\nnames: [a]\nvall: x\n", ":3: unknown key 'vall' (did you mean 'val'?)"),
+        ("root: /no/such\ntrain: .\nnames: [a]\n", ":1: dataset root '/no/such' is no folder"),
+        ("names: [a]\n", "none of train, val and test"),
+    ],
+)
+def test_dataset_refusals(tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_dataset_config(write(tmp_path, text))
+    assert words in str(caught.value)
+
+
+def test_config_round_trip_and_refusals() -> None:
+    config = load_config(data="data/bccd.yaml", img_size=[320], freeze=[3], overrides={"lr0": 0.2})
+    assert config.img_size == (320, 320)
+    assert load_config(**config.as_dict()) == config
+    assert load_config(compat=True).optimizer == "sgd" and load_config().optimizer == "sp"
+    for bad in ({"batch_size": 0}, {"img_size": [1, 2, 3]}, {"amp": "fp8"}, {"seed": -1}, {"epoch": 3}):
+        with pytest.raises(UserError):
+            load_config(**bad)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3  # type: ignore[misc]

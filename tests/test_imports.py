@@ -1,0 +1,78 @@
+"""Who may import whom (docs/architecture.md): read from the source, function-level imports included."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "sp_yolo"
+LEAVES = {"boxes", "config", "errors"}
+ENGINE = {"engine", "data", "models", "losses", "eval", "optim", *LEAVES}
+ALLOWED = {
+    "optim": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "boxes": {"errors"},
+    "data": LEAVES,
+    "models": LEAVES,
+    "losses": LEAVES,
+    "eval": LEAVES,
+    "engine": ENGINE,
+    "plugins": {"optim", "errors"},
+}
+ABOVE_THE_ENGINE = {"classify", "compare", "predict", "export", "check", "val", "train", "download", "saliency"}
+OUTSIDE = {"optim": {"torch"}}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "sp_yolo"
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "sp_yolo" else {node.module}
+            )
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_import_direction(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    here = relative.parts[0].removesuffix(".py")
+    ours = {room(name) for name in imported_modules(path) if name.split(".")[0] == "sp_yolo"} - {here, "__version__"}
+    if here in ("__init__", "cli"):
+        return
+    allowed = ALLOWED.get(here)
+    if allowed is None:
+        assert here in ABOVE_THE_ENGINE, f"{relative}: a new room; give it a place in docs/architecture.md and here"
+        allowed = ENGINE | ABOVE_THE_ENGINE
+    assert ours - {"sp_yolo"} <= allowed, f"{relative} imports {sorted(ours - allowed)}"
+    if here in OUTSIDE:
+        outside = {name.split(".")[0] for name in imported_modules(path)} - {"sp_yolo"} - set(sys.stdlib_module_names)
+        assert outside <= OUTSIDE[here], f"{relative} imports {sorted(outside)}"
+
+
+def test_optimizer_alone_brings_no_vision_library() -> None:
+    heavy = "{'cv2', 'pycocotools', 'torchvision'}"
+    code = f"import sys; from sp_yolo.optim import SP; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_command_line_starts_without_opencv() -> None:
+    code = "import sys; import sp_yolo.train, sp_yolo.config; print('cv2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,120 @@
+"""What people get wrong: one line, exit code 2, no traceback, nothing half-made."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Program, small
+
+from sp_yolo.cli import main_train
+
+VOC = "<annotation><size><width>64</width><height>64</height></size>{}</annotation>"
+FLAGS = """
+--weights --cfg --data --hyp --epochs --batch-size --img-size --rect --resume --nosave --notest --noautoanchor --freeze
+--cache-images --image-weights --device --multi-scale --single-cls --adam --sync-bn --local_rank --workers --project
+--name --exist-ok --quad --linear-lr --label-smoothing --v5-metric --save_period --img --batch --cache
+"""
+BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>40</xmax><ymax>50</ymax></bndbox></object>"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--hyp", "nosuch.yaml"], "nosuch.yaml: no such file"),
+        (["--set", "lr0=abc"], "lr0 = 'abc': must be a number"),
+        (["--set", "nosuchkey=1"], "unknown hyperparameter 'nosuchkey'"),
+        (["--set", "lr0"], "KEY=VALUE"),
+        (["--cfg", "yolov8"], "yolov8"),
+        (["--weights", "nosuch.pt"], "--weights nosuch.pt: no such file"),
+        (["--device", "cuda:99"], "--device"),
+        (["--device", "gpu"], "--device gpu"),
+        (["--optimizer", "adamz"], "--optimizer adamz"),
+        (["--freeze", "400"], "--freeze 400"),
+        (["--resume", "nosuch.pt"], "nosuch.pt"),
+        (["--bucket", "x"], "Weights & Biases"),
+        (["--batch", "0"], "--batch-size"),
+        (["--data", "nosuch.yaml"], "nosuch.yaml: no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flag_mistakes(
+    flags: list[str],
+    words: str,
+    toy_yaml: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main_train([*small(toy_yaml), *flags]) == (3 if "99" in flags[-1] else 2)
+    assert words in one_line(capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def voc_tree(root: Path, annotation: str) -> Path:
+    from sp_yolo.data import ensure_toy_dataset
+
+    toy = ensure_toy_dataset(root / "toy", train=4, val=2, image_size=64)
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for index, image in enumerate(sorted((toy.parent / "images" / "train").iterdir())):
+        image.rename(root / "JPEGImages" / f"{index}.jpg")
+        text = annotation if index == 0 else VOC.format(BOX.format("a", 5))
+        (root / "Annotations" / f"{index}.xml").write_text(text)
+    for split in ("train", "val"):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("0\n1\n2\n3\n")
+    path = root / "voc.yaml"
+    path.write_text(f"root: {root}\nformat: voc\ntrain: train\nval: val\nnames: [a]\n")
+    return path
+
+
+@pytest.mark.parametrize("x1", ["nan", "abc", "60"], ids=["nan", "word", "right of xmax"])
+def test_broken_voc_box_is_counted_and_training_goes_on(
+    x1: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5) + "\n" + BOX.format("a", x1)))
+    assert main_train(small(data, "--epochs", "1")) == 0
+    assert "0.xml:2" in capsys.readouterr().out
+
+
+def test_image_of_zero_bytes_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5)))
+    (tmp_path / "set" / "JPEGImages" / "2.jpg").write_bytes(b"")
+    assert main_train(small(data, "--epochs", "1")) == 0
+    out = capsys.readouterr().out
+    assert "2.jpg: empty file" in out and "3 training images" in out
+
+
+def test_missing_dataset_folder(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    done = program.run("--data", str(path))
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {path}:1: train: no such file or folder: {tmp_path / 'images/train'}"
+
+
+def test_unknown_flag_is_refused_by_name(program: Program) -> None:
+    done = program.run("--epoch", "3")
+    assert done.returncode == 2 and "--epoch" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_flag_of_the_original_is_known() -> None:
+    """Specification, training §4.10: the flags people type."""
+    from sp_yolo.cli import _Parser
+    from sp_yolo.train import add_arguments
+
+    parser = _Parser()
+    add_arguments(parser)
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    wanted = FLAGS.split()
+    assert set(wanted) <= known

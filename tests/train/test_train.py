@@ -1,0 +1,121 @@
+"""`train_sp.py` end to end on a small data set: files, console, determinism, resume."""
+
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Program, small
+
+from sp_yolo.config import load_config
+from sp_yolo.engine import Trainer
+
+ORIGINAL_FILES = ["opt.yaml", "hyp.yaml", "results.txt", "weights/last.pt", "weights/best.pt", "train_batch0.jpg"]
+ORIGINAL_FILES += ["test_batch0_labels.jpg", "test_batch0_pred.jpg", "results.png", "confusion_matrix.png"]
+ORIGINAL_FILES += ["F1_curve.png", "P_curve.png", "R_curve.png", "PR_curve.png"]
+OUR_FILES = ["metrics.jsonl", "summary.json", "results.csv"]
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over weights, average and optimizer state of a checkpoint."""
+    content = torch.load(path, weights_only=True)
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                digest.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                add(entry)
+        else:
+            digest.update(repr(value).encode())
+
+    for key in ("model", "ema", "optimizer", "iteration"):
+        add(content[key])
+    return digest.hexdigest()
+
+
+def small_options(toy_yaml: Path) -> dict:
+    shape = {"img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0}
+    return {"data": str(toy_yaml), **shape, "device": "cpu", "noautoanchor": True, "quiet": True}
+
+
+def test_a_run_leaves_what_users_expect(program: Program, toy_yaml: Path) -> None:
+    done = program.run(*small(toy_yaml))
+    assert done.returncode == 0, done.stderr
+    run = program.folder / "runs" / "train" / "exp"
+    for name in ORIGINAL_FILES + OUR_FILES:
+        assert (run / name).stat().st_size > 0, name
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert set(rows[0]["lr"]) == {"backbone", "head", "bias", "norm"}
+    assert rows[0]["total"] == pytest.approx(rows[0]["box"] + rows[0]["obj"] + rows[0]["cls"], rel=1e-4)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["best"]["map50"] == rows[summary["best"]["epoch"]]["map50"]
+    assert yaml.safe_load((run / "opt.yaml").read_text())["batch_size"] == 4
+    for words in ("Optimizer groups:", "Average Precision", "mAP@.5", "weights", "warm-up"):
+        assert words in done.stdout, words
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, toy_yaml: Path) -> None:
+    hashes = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        config = load_config(**small_options(toy_yaml), seed=seed, project=str(tmp_path), name=name)
+        torch.set_num_threads(1)
+        Trainer(config).fit()
+        hashes.append(fingerprint(tmp_path / name / "weights" / "last.pt"))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "RMSprop"])
+def test_other_optimizers(tmp_path: Path, toy_yaml: Path, name: str) -> None:
+    config = load_config(**small_options(toy_yaml), optimizer=name, project=str(tmp_path), overrides={"lr0": 1e-3})
+    assert Trainer(config).fit()["final"]["epoch"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_resumes_to_the_same_bits(program: Program, toy_yaml: Path, number: signal.Signals) -> None:
+    flags = small(toy_yaml, "--epochs", "3")
+    assert program.run(*flags, "--name", "whole").returncode == 0
+    process = program.start(*flags, "--name", "cut")
+    cut = program.folder / "runs" / "train" / "cut"
+    deadline = time.monotonic() + 120
+    while not (cut / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert "--resume" in out
+    position = torch.load(cut / "weights" / "last.pt", weights_only=True)["iteration"]
+    assert 5 <= position < 15
+    done = program.run("--resume", str(cut), "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(cut / "weights" / "last.pt") == fingerprint(program.folder / "runs/train/whole/weights/last.pt")
+    epochs = [json.loads(line)["epoch"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [0, 1, 2]
+
+
+def test_killed_run_resumes_from_the_last_epoch_and_extends(program: Program, toy_yaml: Path) -> None:
+    process = program.start(*small(toy_yaml, "--epochs", "3"))
+    run = program.folder / "runs" / "train" / "exp"
+    deadline = time.monotonic() + 120
+    while not (run / "weights" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = program.run("--resume", "--quiet")
+    assert done.returncode == 0, done.stderr
+    again = program.run("--resume", "--quiet")
+    assert again.returncode == 2 and "larger --epochs" in again.stderr
+    extended = program.run("--resume", "--epochs", "4", "--quiet")
+    assert extended.returncode == 0, extended.stderr
+    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [0, 1, 2, 3]
