@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sp_yolo.boxes import cxcywh_to_xyxy
+
 # Elements of one [B, targets, K] cost tensor. A handful of them live at once, so this bounds the working memory of the
 # assignment near 0.5 GB; a batch with more pairs is treated in slices of targets.
 PAIR_LIMIT = 1 << 24
@@ -150,8 +152,8 @@ def predicted_boxes(rows: Tensor, candidates: Candidates, strides: Sequence[floa
     sig = rows[..., :4].sigmoid()
     cells = torch.stack((candidates.column, candidates.row), -1)
     xy = (2 * sig[..., :2] - 0.5 + cells) * stride
-    half = (2 * sig[..., 2:]) ** 2 * candidates.anchor_wh * stride / 2
-    return torch.cat((xy - half, xy + half), -1)
+    wh = (2 * sig[..., 2:]) ** 2 * candidates.anchor_wh * stride
+    return cxcywh_to_xyxy(torch.cat((xy, wh), -1))
 
 
 def class_costs(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,8 +187,7 @@ def choose(
     pred_xyxy = predicted_boxes(rows, candidates, strides)
     absent, added = class_costs(rows)
     absent = absent.masked_fill_(~candidates.valid, torch.inf)
-    scaled = targets.boxes_cxcywh * _constant([*scale_wh, *scale_wh], rows.device)
-    target_xyxy = torch.cat((scaled[..., :2] - scaled[..., 2:] / 2, scaled[..., :2] + scaled[..., 2:] / 2), -1)
+    target_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh * _constant([*scale_wh, *scale_wh], rows.device))
     image = torch.arange(batch, device=rows.device)[:, None]
 
     most_per_target = min(most_per_target, total)

@@ -204,7 +204,7 @@ class _ReadMap(torch.autograd.Function):
 
 
 def read_maps(maps: Sequence[Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """The candidates' logits [B, K, 5 + nc] and the objectness logits of all levels end to end [N], float32 or better."""
+    """The candidates' logits [B, K, 5 + nc] and all levels' objectness logits end to end [N], float32 or better."""
     indices = zip(*(field.split(candidates.per_level, 1) for field in candidates[:3]), strict=True)
     parts = [_ReadMap.apply(raw, *index) for raw, index in zip(maps, indices, strict=True)]
     rows, objectness = zip(*parts, strict=True)
