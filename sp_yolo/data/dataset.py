@@ -45,7 +45,8 @@ class DetectionDataset:
 
     ``image_size`` px is the longer side of an image. ``rect`` groups images of similar shape into batches of
     ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides): spec data §5.6. ``cache_images``:
-    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk". ``hyp``: the augmentation's hyperparameters, needed with ``augment``.
+    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk". ``hyp``: the
+    augmentation's hyperparameters, needed with ``augment``.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``counts``: what was found and dropped;

@@ -166,8 +166,8 @@ def _parse_xml(data: bytes) -> _Element:
         parser.Parse(data, True)
     except expat.ExpatError as error:
         raise _XmlRefused(error.lineno, expat.errors.messages[error.code]) from None
-    except ValueError as error:  # an unknown encoding; ours passes through
-        if isinstance(error, _XmlRefused):
-            raise
+    except _XmlRefused:
+        raise
+    except (ValueError, LookupError) as error:  # an encoding that Python does not have, or not as a one-byte table
         raise _XmlRefused(1, str(error)) from None
     return root.children[0]
