@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -88,82 +86,11 @@ def coco_evaluate(
         EnvironmentFault: the backend is not installed.
     """
     truth = load_ground_truth(ground_truth)
-    return _evaluate(truth, load_detections(detections, truth), backend)
+    return evaluate_records(truth, load_detections(detections, truth), backend)
 
 
-class CocoEvaluator:
-    """Collects detections per image and computes `EvalResult`. Knows no model.
-
-    An image given twice (a distributed sampler pads its last batch) counts once. State merges across ranks, and neither
-    the order of images nor the number of ranks changes a single bit of the result.
-    """
-
-    def __init__(
-        self,
-        ground_truth: GroundTruthSource,
-        category_ids: Sequence[int],
-        names: Sequence[str] | None = None,
-        *,
-        backend: str = "pycocotools",
-    ) -> None:
-        """`category_ids[c]` is the ground truth's id of class index c; `names` replace the ground truth's own."""
-        truth = load_ground_truth(ground_truth)
-        if missing := [number for number in category_ids if number not in truth.categories]:
-            raise UserError(
-                f"ground truth: has no category {missing[0]}, which class {category_ids.index(missing[0])} maps to"
-            )
-        if names is not None:
-            truth.categories.update(zip(category_ids, names, strict=True))
-        self._truth, self._backend = truth, backend
-        self._category_ids = np.array(category_ids, dtype=np.int64)
-        self._found: dict[int, np.ndarray] = {}
-
-    def reset(self) -> None:
-        """Forget every detection."""
-        self._found.clear()
-
-    def update(self, image_ids: Sequence[int], detections: Sequence[torch.Tensor]) -> None:
-        """Add images: per image [k, 6] rows x1, y1, x2, y2 (original pixels), score, class index; k may be 0.
-
-        Boxes are rounded to 1/1000 px, as in the JSON file, so that file and evaluator give the same figures.
-        """
-        for image_id, rows in zip(image_ids, detections, strict=True):
-            if image_id not in self._truth.images:
-                raise UserError(f"image id {image_id} is not in the ground truth ({len(self._truth.images)} images)")
-            values = rows.detach().to("cpu", torch.float64).numpy().reshape(-1, 6)
-            label = values[:, 5].astype(np.int64)
-            if len(label) and label.max() >= len(self._category_ids):
-                raise UserError(
-                    f"class index {label.max()} found, but the data set has {len(self._category_ids)} classes"
-                )
-            corners = values[:, :4]
-            xywh = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1).round(3)
-            columns = (xywh, values[:, 4:5], self._category_ids[label][:, None])
-            self._found[int(image_id)] = np.concatenate(columns, axis=1)
-
-    def state(self) -> dict[int, np.ndarray]:
-        """What `merge` takes: image id -> [k, 6] float64 rows x, y, w, h, score, category id."""
-        return dict(self._found)
-
-    def merge(self, states: Iterable[Mapping[int, np.ndarray]]) -> None:
-        """Add the state of other ranks."""
-        for state in states:
-            self._found.update(state)
-
-    def detections(self) -> list[dict[str, Any]]:
-        """The COCO results list, ordered by image; as JSON it evaluates to the same figures."""
-        return [
-            {"image_id": image_id, "category_id": int(row[5]), "bbox": row[:4], "score": row[4]}
-            for image_id in sorted(self._found)
-            for row in self._found[image_id].tolist()
-        ]
-
-    def compute(self) -> EvalResult:
-        """Metrics of everything since `reset`. Images of the ground truth never given count as empty."""
-        return _evaluate(self._truth, load_detections(self.detections(), self._truth), self._backend)
-
-
-def _evaluate(truth: GroundTruth, found: Detections, backend: str) -> EvalResult:
+def evaluate_records(truth: GroundTruth, found: Detections, backend: str) -> EvalResult:
+    """`coco_evaluate` of input that has been read and checked."""
     truth_index, found_index = _truth_records(truth), _found_records(truth, found)
     if backend == "pycocotools":
         evaluation, summary = _run(COCO, _IgnoringCOCOeval, truth_index, found_index)

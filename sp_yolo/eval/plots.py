@@ -116,3 +116,26 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise StorageError(f"{path}: picture cannot be written: {error.strerror}") from None
+
+
+def draw_label_statistics(labels: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+    """Write boxes per class, box centres and box sides of labels [n, 5] (class, normalised cx, cy, w, h).
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
+    figure = _figure(15, 5)
+    classes, centres, sides = figure.subplots(1, 3)
+    counts = np.bincount(labels[:, 0].astype(int), minlength=len(names))
+    classes.bar(range(len(names)), counts)
+    if len(names) <= 31:
+        classes.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
+    classes.set(title=f"{len(labels)} boxes", ylabel="boxes")
+    for plot, columns, title, axes in (
+        (centres, (1, 2), "box centres", ("x / width", "y / height")),
+        (sides, (3, 4), "box sides", ("width / image width", "height / image height")),
+    ):
+        plot.hist2d(labels[:, columns[0]], labels[:, columns[1]], bins=40, range=((0, 1), (0, 1)), cmap="Blues")
+        plot.set(title=title, xlabel=axes[0], ylabel=axes[1])
+    centres.invert_yaxis()
+    _save(figure, Path(path))
