@@ -1,8 +1,8 @@
 """Reading pickles without running them: an interpreter of the opcodes that checkpoints need, and of nothing else.
 
-Python's unpickler imports whatever a file names and calls it. This one has no access to any import: a global is either
-in the short list below, and then stands for a function written here, or names a class of a model's code and then becomes an
-inert StandIn, or the file is refused.
+Python's unpickler imports whatever a file names and calls it. This one cannot import at all: a global is in the short
+list below, and then stands for a function written here; or it names a class of a model's code, and becomes an inert
+StandIn; or the file is refused.
 """
 
 from __future__ import annotations
