@@ -1,0 +1,254 @@
+"""`sp-yolo check`: what would silently ruin a training run, found before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sp_yolo.config import SPLITS, DatasetConfig
+from sp_yolo.data import DetectionDataset
+from sp_yolo.data.images import ImageFault, read_image
+from sp_yolo.engine.autoanchor import GOOD_RECALL, anchor_fit
+from sp_yolo.engine.build import DEFAULT_CFG, open_dataset
+from sp_yolo.errors import EnvironmentFault, StorageError, UserError
+from sp_yolo.eval.pictures import draw_mosaic
+from sp_yolo.eval.plots import draw_label_statistics
+from sp_yolo.models import build_model, load_weights, model_from_weights
+
+ANCHOR_THRESHOLD = 4.0  # anchor_t of every recipe
+FEW_LABELS = 10  # per class; below that its AP says nothing
+TINY_SIDE = 2.0  # px at the training size
+SHOWN = 20  # lines per split before "and more"
+SAMPLES = 16
+
+
+@dataclass
+class Findings:
+    """`errors` keep training from starting or reaching its end; `warnings` make its result worse than it looks."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="dataset YAML")
+    parser.add_argument(
+        "--cfg", default="", help=f"model to check the anchors of (default: of --weights, {DEFAULT_CFG})"
+    )
+    parser.add_argument("--weights", default="", help="weights that training is to start from")
+    parser.add_argument(
+        "--img-size", "--img", "--imgsz", type=int, default=640, help="training size in px (default 640)"
+    )
+    parser.add_argument(
+        "--output", default="runs/check", metavar="DIR", help="folder for the pictures (default runs/check)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print, draw; 0: training would run, 2: it would not.
+
+    Raises:
+        UserError: the dataset YAML itself is wrong. StorageError: a picture cannot be written.
+    """
+    config = open_dataset(arguments.data, None)
+    findings = Findings()
+    splits = open_splits(config, arguments.img_size, findings)
+    check_files(splits, findings)
+    print(class_table(config.names, splits))
+    check_labels(config.names, splits, arguments.img_size, findings)
+    check_model(arguments.cfg, arguments.weights, len(config.names), splits.get("train"), arguments.img_size, findings)
+    for line in draw(splits, config.names, Path(arguments.output)):
+        print(line)
+    for line in findings.warnings:
+        print(f"warning: {line}")
+    for line in findings.errors:
+        print(f"error: {line}")
+    verdict = "training would not run" if findings.errors else "training would run"
+    print(f"{config.path}: {len(findings.errors)} errors, {len(findings.warnings)} warnings: {verdict}")
+    return UserError.exit_code if findings.errors else 0
+
+
+def open_splits(config: DatasetConfig, image_size: int, findings: Findings) -> dict[str, DetectionDataset]:
+    """Every split of the YAML that can be used; what is wrong with labels and missing images goes to `findings`."""
+    splits = {}
+    if not config.train:
+        findings.errors.append(f"{config.path}: no 'train' split is given")
+    for split in SPLITS:
+        if not getattr(config, split):
+            continue
+        try:
+            splits[split] = DetectionDataset(config, split, image_size)
+        except UserError as error:
+            findings.errors.append(str(error))
+            continue
+        lines = splits[split].warnings
+        findings.warnings += lines[:SHOWN]
+        if len(lines) > SHOWN:
+            findings.warnings.append(f"{split}: {len(lines) - SHOWN} more files with faults")
+        counts = splits[split].counts
+        print(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value))
+    return splits
+
+
+def check_files(splits: dict[str, DetectionDataset], findings: Findings) -> None:
+    """Decode every image, and find the same file in two splits."""
+    home: dict[bytes, tuple[str, str]] = {}
+    shared: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for split, dataset in splits.items():
+        paths = [dataset.path(index) for index in range(len(dataset))]
+        for path, digest, fault in tqdm(_examine(paths), total=len(paths), desc=f"{split} images", disable=None):
+            if fault:
+                findings.errors.append(f"{path}: {fault}: training would stop at it")
+                continue
+            first_split, first_path = home.setdefault(digest, (split, path))
+            if first_path != path:
+                shared.setdefault((first_split, split), []).append((first_path, path))
+    for (first, second), pairs in shared.items():
+        where = f"twice in {first}" if first == second else f"both in {first} and in {second}"
+        example = " = ".join(pairs[0])
+        findings.warnings.append(
+            f"{len(pairs)} {'images are' if len(pairs) > 1 else 'image is'} {where}, e.g. {example}"
+        )
+
+
+def _examine(paths: list[str]) -> Iterator[tuple[str, bytes, str]]:
+    """(path, digest of the bytes, fault in words or '') per image, in order."""
+
+    def one(path: str) -> tuple[str, bytes, str]:
+        try:
+            read_image(path)
+            return path, hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest(), ""
+        except (ImageFault, OSError) as fault:
+            return path, b"", str(fault)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        yield from pool.map(one, paths)
+
+
+def class_table(names: tuple[str, ...], splits: dict[str, DetectionDataset]) -> str:
+    """Images and boxes per class and split, as text."""
+    header = f"{'Class':>20}" + "".join(f"{split + ' images':>14}{split + ' boxes':>14}" for split in splits)
+    counts = {split: _counts(dataset, len(names)) for split, dataset in splits.items()}
+    lines = [header]
+    for number, name in enumerate(names):
+        cells = "".join(f"{count:14d}" for split in splits for count in counts[split][:, number])
+        lines.append(f"{name[:20]:>20}{cells}")
+    return "\n".join(lines)
+
+
+def _counts(dataset: DetectionDataset, num_classes: int) -> np.ndarray:
+    """[2, classes]: images with the class, boxes of the class."""
+    result = np.zeros((2, num_classes), np.int64)
+    for labels in dataset.labels:
+        boxes = np.bincount(labels[:, 0].astype(int), minlength=num_classes)
+        result += np.stack((boxes > 0, boxes))
+    return result
+
+
+def check_labels(
+    names: tuple[str, ...], splits: dict[str, DetectionDataset], image_size: int, findings: Findings
+) -> None:
+    """Classes without labels, boxes too small to be seen at the training size, classes that validation misses."""
+    for split, dataset in splits.items():
+        boxes = _counts(dataset, len(names))[1]
+        empty = [name for name, count in zip(names, boxes, strict=True) if count == 0]
+        rare = [f"{name} ({count})" for name, count in zip(names, boxes, strict=True) if 0 < count < FEW_LABELS]
+        if empty:
+            findings.warnings.append(f"{split}: no label of {_listed(empty)}")
+        if rare and split == "train":
+            findings.warnings.append(f"train: fewer than {FEW_LABELS} labels of {_listed(rare)}")
+        sides = box_sides(dataset, image_size)
+        tiny = int((sides < TINY_SIDE).any(axis=1).sum())
+        if tiny:
+            share = f"{tiny} of {len(sides)} boxes"
+            findings.warnings.append(f"{split}: {share} have a side below {TINY_SIDE:g} px at --img-size {image_size}")
+
+
+def _listed(words: list[str]) -> str:
+    more = f" and {len(words) - 8} more classes" if len(words) > 8 else ""
+    return ", ".join(words[:8]) + more
+
+
+def box_sides(dataset: DetectionDataset, image_size: int) -> np.ndarray:
+    """Width and height [n, 2] in px of every box once the longer side of its image has `image_size` px."""
+    scaled = image_size * dataset.shapes_wh / dataset.shapes_wh.max(axis=1, keepdims=True)
+    sides = [labels[:, 3:5] * wh for labels, wh in zip(dataset.labels, scaled, strict=True)]
+    return np.concatenate([np.zeros((0, 2)), *sides])
+
+
+def check_model(
+    cfg: str, weights: str, num_classes: int, train: DetectionDataset | None, image_size: int, findings: Findings
+) -> None:
+    """Does the model build, do the weights fit it, do its anchors fit the boxes."""
+    try:
+        model = build_model(
+            cfg or (model_from_weights(weights).yaml if weights else DEFAULT_CFG), num_classes=num_classes
+        )
+        if weights:
+            report = load_weights(model, weights, keep_anchors=bool(cfg))
+            if 2 * report.transferred < report.total:
+                findings.warnings.append(str(report))
+            else:
+                print(report)
+    except UserError as error:
+        findings.errors.append(str(error))
+        return
+    sides = box_sides(train, image_size) if train else np.zeros((0, 2))
+    sides = sides[(sides > 0).all(axis=1)]
+    if not len(sides):
+        return
+    anchors = model.head.anchor_grid.detach().double().numpy().reshape(-1, 2)
+    fit = anchor_fit(sides, anchors, ANCHOR_THRESHOLD)
+    print(f"anchors: best possible recall {fit.bpr:.4f}, {fit.above:.2f} anchors above threshold per box")
+    if fit.bpr < GOOD_RECALL:
+        findings.warnings.append(
+            f"the anchors can answer for {fit.bpr:.1%} of the boxes at --img-size {image_size}: "
+            "training will refit them (do not give --noautoanchor)"
+        )
+
+
+def draw(splits: dict[str, DetectionDataset], names: tuple[str, ...], folder: Path) -> list[str]:
+    """Write labels_SPLIT.jpg (16 images spread over the split), labels_SPLIT.png (statistics); returns lines to say."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--output {folder}: cannot be made: {error.strerror}") from None
+    lines = []
+    for split, dataset in splits.items():
+        images, boxes, titles = _samples(dataset)
+        if not images:
+            continue
+        draw_mosaic(np.stack(images), boxes, names, folder / f"labels_{split}.jpg", titles=titles)
+        lines.append(f"label samples: {folder / f'labels_{split}.jpg'}")
+        try:
+            labels = np.concatenate([np.zeros((0, 5)), *dataset.labels])
+            draw_label_statistics(labels, names, folder / f"labels_{split}.png")
+            lines.append(f"label statistics: {folder / f'labels_{split}.png'}")
+        except EnvironmentFault as missing:
+            lines.append(str(missing))
+    return lines
+
+
+def _samples(dataset: DetectionDataset) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """Images [3, H, W], boxes [k, 5] x1, y1, x2, y2 px, class, and names, evenly spread over the split."""
+    images, boxes, titles = [], [], []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
+        try:
+            item = dataset.item(index)
+        except UserError:
+            continue  # an error already, by check_files
+        height, width = item.image.shape[:2]
+        centre, half = item.labels[:, 1:3], item.labels[:, 3:5] / 2
+        corners = np.concatenate((centre - half, centre + half), axis=1) * [width, height, width, height]
+        images.append(item.image.transpose(2, 0, 1))
+        boxes.append(np.concatenate((corners, item.labels[:, :1]), axis=1))
+        titles.append(item.meta.path)
+    return images, boxes, titles

@@ -1,0 +1,168 @@
+"""`sp-yolo check` on data sets with one fault each."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sp_yolo import check
+from sp_yolo.errors import UserError
+from sp_yolo.models import build_model
+
+GOOD = "0 0.3 0.3 0.2 0.25\n1 0.7 0.6 0.3 0.35\n"
+
+
+class DataSet:
+    """YOLO folders with ten different pictures for training and two for validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        generator = np.random.default_rng(0)
+        for split, count in (("train", 10), ("val", 2)):
+            for kind in ("images", "labels"):
+                (folder / kind / split).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+                assert cv2.imwrite(str(self.image(split, number)), pixels)
+                self.label(split, number).write_text(GOOD)
+        self.yaml = folder / "data.yaml"
+        self.write_yaml("[cat, dog]")
+
+    def write_yaml(self, names: str, train: str = "images/train") -> None:
+        self.yaml.write_text(f"root: {self.folder}\ntrain: {train}\nval: images/val\nnames: {names}\n")
+
+    def image(self, split: str, number: int) -> Path:
+        return self.folder / "images" / split / f"{number}.png"
+
+    def label(self, split: str, number: int) -> Path:
+        return self.folder / "labels" / split / f"{number}.txt"
+
+    def check(self, *flags: str) -> int:
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        check.add_arguments(parser)
+        given = ["--data", str(self.yaml), "--img", "320", "--output", str(self.folder / "out"), *flags]
+        return check.run(parser.parse_args(given))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    return DataSet(tmp_path / "set")
+
+
+Output = pytest.CaptureFixture[str]
+
+
+def lines_of(capsys: Output, kind: str) -> list[str]:
+    out = capsys.readouterr().out
+    return [line.removeprefix(f"{kind}: ") for line in out.splitlines() if line.startswith(f"{kind}: ")]
+
+
+def test_a_sound_set_passes_and_is_drawn(data: DataSet, capsys: Output) -> None:
+    assert data.check() == 0
+    out = capsys.readouterr().out
+    assert "warning" not in out.replace("0 warnings", "") and "training would run" in out
+    table = [line.split() for line in out.splitlines() if line.split()[:1] in (["cat"], ["dog"])]
+    assert table == [["cat", "10", "10", "2", "2"], ["dog", "10", "10", "2", "2"]]
+    assert "best possible recall 1.0000" in out
+    for name in ("labels_train.jpg", "labels_train.png", "labels_val.jpg", "labels_val.png"):
+        picture = cv2.imread(str(data.folder / "out" / name))
+        assert picture is not None and picture.std() > 10
+
+
+def test_label_errors_carry_file_and_line(data: DataSet, capsys: Output) -> None:
+    faults = {
+        "2 0.5 0.5 0.1 0.1": "class 2, but the names are 0..1",
+        "0 0.5 1.2 0.1 0.1": "outside the image: 1.2",
+        "0 0.5 0.5 0.1": "4 columns",
+        "0 0.5 0.5 zero 0.1": "not a number",
+        "0 0.5 0.5 0 0.1": "zero area",
+    }
+    for number, row in enumerate(faults):
+        data.label("train", number).write_text(GOOD + row + "\n")
+    assert data.check() == 0  # training drops the rows and goes on
+    warnings = lines_of(capsys, "warning")
+    assert len(warnings) == len(faults)
+    for number, (line, words) in enumerate(zip(warnings, faults.values(), strict=True)):
+        assert line.startswith(f"{data.label('train', number)}:3:") and words in line
+
+
+def test_a_picture_that_cannot_be_decoded_is_an_error(data: DataSet, capsys: Output) -> None:
+    path = data.image("train", 4)
+    content = path.read_bytes()
+    # the header and the end are whole, so that a look at the size finds nothing
+    path.write_bytes(content[:60] + b"\0" * 40 + content[-30:])
+    assert data.check() == UserError.exit_code
+    assert any(str(path) in line and "training would stop at it" in line for line in lines_of(capsys, "error"))
+
+
+def test_missing_and_empty_pictures_are_warnings(data: DataSet, capsys: Output) -> None:
+    data.image("val", 0).write_bytes(b"")
+    listed = "".join(f"{data.image('train', n)}\n" for n in range(12))
+    (data.folder / "train.txt").write_text(listed)
+    data.write_yaml("[cat, dog]", "train.txt")
+    assert data.check() == 0
+    warnings = lines_of(capsys, "warning")
+    assert any("2 images do not exist" in line and str(data.image("train", 10)) in line for line in warnings)
+    assert any(str(data.image("val", 0)) in line and "empty file" in line for line in warnings)
+
+
+def test_the_same_picture_in_two_splits(data: DataSet, capsys: Output) -> None:
+    shutil.copy(data.image("train", 0), data.image("val", 1))
+    shutil.copy(data.image("train", 2), data.image("train", 3))
+    assert data.check() == 0
+    warnings = lines_of(capsys, "warning")
+    expected = f"1 image is both in train and in val, e.g. {data.image('train', 0)} = {data.image('val', 1)}"
+    assert expected in warnings
+    assert any(line.startswith("1 image is twice in train") for line in warnings) and len(warnings) == 2
+
+
+def test_classes_without_or_with_few_labels(data: DataSet, capsys: Output) -> None:
+    data.write_yaml("[cat, dog, bird]")
+    data.label("train", 0).write_text("0 0.3 0.3 0.2 0.25\n")
+    assert data.check() == 0
+    warnings = lines_of(capsys, "warning")
+    assert "train: no label of bird" in warnings and "val: no label of bird" in warnings
+    assert "train: fewer than 10 labels of dog (9)" in warnings and len(warnings) == 3
+
+
+def test_tiny_boxes_and_anchors_that_do_not_fit(data: DataSet, capsys: Output) -> None:
+    for number in range(10):
+        data.label("train", number).write_text("0 0.3 0.3 0.005 0.5\n1 0.7 0.6 0.3 0.35\n")
+    assert data.check() == 0
+    warnings = lines_of(capsys, "warning")
+    assert "train: 10 of 20 boxes have a side below 2 px at --img-size 320" in warnings
+    assert any("anchors can answer for 50.0% of the boxes at --img-size 320" in line for line in warnings)
+
+
+def test_no_usable_split_is_an_error(data: DataSet, capsys: Output) -> None:
+    for number in range(10):
+        data.label("train", number).write_text("")
+    assert data.check() == UserError.exit_code
+    assert any("not one labelled object" in line for line in lines_of(capsys, "error"))
+    data.yaml.write_text(f"root: {data.folder}\nval: images/val\nnames: [cat, dog]\n")
+    assert data.check() == UserError.exit_code
+    assert "no 'train' split is given" in lines_of(capsys, "error")[0]
+    data.yaml.write_text(f"root: {data.folder}\ntrain: images/nowhere\nnames: [cat, dog]\n")
+    with pytest.raises(UserError, match=r"data\.yaml:2: train: no such file or folder"):
+        data.check()
+
+
+def test_weights_that_do_not_belong(data: DataSet, capsys: Output, tmp_path: Path) -> None:
+    weights = tmp_path / "tiny.pt"
+    torch.save(build_model("yolov7-tiny", num_classes=2).state_dict(), weights)
+    assert data.check("--cfg", "yolov7-tiny", "--weights", str(weights)) == 0
+    done = re.search(r"^Transferred (\d+)/(\d+) items", capsys.readouterr().out, re.MULTILINE)
+    assert done and int(done[2]) - int(done[1]) <= 2  # the anchors stay the configuration's
+    assert data.check("--cfg", "yolov7", "--weights", str(weights)) == 0
+    assert any(line.startswith("Transferred 108/566 items") for line in lines_of(capsys, "warning"))
+    assert data.check("--weights", str(tmp_path / "none.pt")) == UserError.exit_code
+    assert any("none.pt" in line for line in lines_of(capsys, "error"))
+    assert data.check("--cfg", "yolov9") == UserError.exit_code
+    assert any("yolov9" in line for line in lines_of(capsys, "error"))
