@@ -12,6 +12,7 @@ from sp_yolo.errors import SPYoloError
 # command -> (module with add_arguments and run, one line of help)
 COMMANDS = {
     "train": ("sp_yolo.train", "train a detector (same as train_sp.py)"),
+    "yolov7": ("sp_yolo.plugins.yolov7", "run an untouched YOLOv7's train.py with SP as its optimizer"),
 }
 
 
