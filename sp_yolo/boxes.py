@@ -146,47 +146,54 @@ def non_max_suppression(
     """
     # one comparison over the whole batch: at 0.001 it leaves a few per cent of the rows of a trained model
     keep = prediction[..., 4].float() > conf_thres
-    return [
-        _suppress(*_candidates(rows[mask].float(), conf_thres, multi_label, classes), iou_thres, agnostic, max_det)
-        for rows, mask in zip(prediction, keep, strict=True)
-    ]
+    results = []
+    for rows, mask in zip(prediction, keep, strict=True):
+        rows = rows[mask].float()
+        row, score, label = _candidates(rows, conf_thres, multi_label, classes)
+        best = _best_first(score)
+        boxes_xyxy = cxcywh_to_xyxy(rows[row[best], :4])
+        results.append(_suppress(boxes_xyxy, score[best], label[best], iou_thres, agnostic, max_det))
+    return results
 
 
 def _candidates(
     rows: Tensor, conf_thres: float, multi_label: bool, classes: Sequence[int] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows [n, 5+nc] float32 -> (boxes_xyxy [k, 4], scores [k], class indices [k]) above the threshold."""
-    num_classes = rows.shape[1] - 5
-    if num_classes == 1:
+    """Rows [n, 5+nc] float32 -> (row index, score, class index), each [k], of every candidate above the threshold."""
+    if rows.shape[1] == 6:
         row = torch.arange(len(rows), device=rows.device)
-        label = torch.zeros_like(row)
-        score = rows[:, 4]
-    else:
+        score, label = rows[:, 4], torch.zeros_like(row)
+    elif multi_label:
         scores = rows[:, 5:] * rows[:, 4:5]
-        if multi_label:
-            row, label = (scores > conf_thres).nonzero(as_tuple=True)
-            score = scores[row, label]
-        else:
-            best, index = scores.max(1)
-            row = (best > conf_thres).nonzero(as_tuple=True)[0]
-            score, label = best[row], index[row]
+        row, label = (scores > conf_thres).nonzero(as_tuple=True)
+        score = scores[row, label]
+    else:
+        best, index = (rows[:, 5:] * rows[:, 4:5]).max(1)
+        row = (best > conf_thres).nonzero(as_tuple=True)[0]
+        score, label = best[row], index[row]
     if classes is not None:
         wanted = torch.isin(label, torch.as_tensor(list(classes), device=label.device, dtype=label.dtype))
-        row, label, score = row[wanted], label[wanted], score[wanted]
-    return cxcywh_to_xyxy(rows[row, :4]), score, label
+        row, score, label = row[wanted], score[wanted], label[wanted]
+    return row, score, label
+
+
+def _best_first(score: Tensor) -> Tensor:
+    """Indices of the best MAX_CANDIDATES scores, falling; equal scores keep their order."""
+    if len(score) <= MAX_CANDIDATES:
+        return score.argsort(descending=True, stable=True)
+    best = score.topk(MAX_CANDIDATES, sorted=False).indices.sort().values
+    return best[score[best].argsort(descending=True, stable=True)]
 
 
 def _suppress(
     boxes_xyxy: Tensor, score: Tensor, label: Tensor, iou_thres: float, agnostic: bool, max_det: int
 ) -> Tensor:
-    """Candidates of one image -> [k, 6], best first.
+    """Candidates of one image, best first -> [k, 6].
 
     A box is only ever suppressed by a better one, so the best `max_det` survivors are known as soon as a prefix of the
     sorted candidates yields that many: prefixes of growing length give the exact result without the quadratic cost.
     """
-    order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    boxes_xyxy, score, label = boxes_xyxy[order], score[order], label[order]
-    total = len(order)
+    total = len(score)
     shifted = boxes_xyxy
     if not agnostic and total:
         # classes live on separate planes; beyond 4096 px the distance grows, so that they never touch
