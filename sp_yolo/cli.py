@@ -13,6 +13,12 @@ from sp_yolo.errors import SPYoloError
 COMMANDS = {
     "train": ("sp_yolo.train", "train a detector (same as train_sp.py)"),
     "yolov7": ("sp_yolo.plugins.yolov7", "run an untouched YOLOv7's train.py with SP as its optimizer"),
+    "val": ("sp_yolo.val", "measure weights on a split (the original's test.py)"),
+    "predict": ("sp_yolo.predict", "detect on images, folders, videos, webcams (the original's detect.py)"),
+    "export": ("sp_yolo.export", "write TorchScript or ONNX, checked against the model"),
+    "eval": ("sp_yolo.eval.command", "metrics of a detections file: COCO, VOC07 or VOC12"),
+    "check": ("sp_yolo.check", "find what would ruin a training run before it starts"),
+    "download": ("sp_yolo.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
 }
 
 

@@ -113,6 +113,21 @@ class _IgnoringCOCOeval(COCOeval):
         for annotation in self.cocoGt.dataset["annotations"]:
             annotation["ignore"] = annotation["skip"]
 
+    def evaluateImg(self, imgId: int, catId: int, aRng: Any, maxDet: int) -> Any:
+        """The same result, without looping over thresholds and detections where there is no label to match."""
+        found = self._dts.get((imgId, catId), [])
+        if self._gts.get((imgId, catId)) or not found:
+            return super().evaluateImg(imgId, catId, aRng, maxDet)
+        found = sorted(found, key=lambda detection: -detection["score"])[:maxDet]
+        area = np.array([detection["area"] for detection in found])
+        thresholds = len(self.params.iouThrs)
+        return {
+            "dtMatches": np.zeros((thresholds, len(found))),
+            "gtIgnore": np.zeros(0),
+            "dtScores": [detection["score"] for detection in found],
+            "dtIgnore": np.tile((area < aRng[0]) | (area > aRng[1]), (thresholds, 1)),
+        }
+
 
 def _truth_records(truth: GroundTruth) -> dict[str, Any]:
     columns = zip(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sp_yolo.errors import UserError
+from sp_yolo.errors import NonFiniteError, UserError
 from sp_yolo.eval.coco import EvalResult, evaluate_records
-from sp_yolo.eval.records import GroundTruthSource, load_detections, load_ground_truth
+from sp_yolo.eval.records import Detections, GroundTruthSource, load_ground_truth
 
 
 class CocoEvaluator:
@@ -53,6 +53,8 @@ class CocoEvaluator:
             if image_id not in self._truth.images:
                 raise UserError(f"image id {image_id} is not in the ground truth ({len(self._truth.images)} images)")
             values = rows.detach().to("cpu", torch.float64).numpy().reshape(-1, 6)
+            if not np.isfinite(values).all():
+                raise NonFiniteError(f"image id {image_id}: a detection is not finite: the weights are damaged")
             label = values[:, 5].astype(np.int64)
             if len(label) and label.max() >= len(self._category_ids):
                 raise UserError(
@@ -82,4 +84,13 @@ class CocoEvaluator:
 
     def compute(self) -> EvalResult:
         """Metrics of everything since `reset`. Images of the ground truth never given count as empty."""
-        return evaluate_records(self._truth, load_detections(self.detections(), self._truth), self._backend)
+        image_ids = sorted(self._found)
+        rows = np.concatenate([np.zeros((0, 6)), *(self._found[image_id] for image_id in image_ids)])
+        counts = [len(self._found[image_id]) for image_id in image_ids]
+        found = Detections(
+            image_ids=np.repeat(np.array(image_ids, dtype=np.int64), counts),
+            category_ids=rows[:, 5].astype(np.int64),
+            boxes_xywh=rows[:, :4],
+            scores=rows[:, 4],
+        )
+        return evaluate_records(self._truth, found, self._backend)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from sp_yolo.errors import UserError
+from sp_yolo.errors import NonFiniteError, UserError
 from sp_yolo.eval import CocoEvaluator, coco_evaluate
 
 ORACLE = Path(__file__).parent / "oracle"
@@ -94,6 +96,31 @@ def test_faster_backend_is_equal_to_1e_9_in_everything(folder: str) -> None:
         np.testing.assert_allclose((b.ap, b.ap50, *b.ap_by_size), (a.ap, a.ap50, *a.ap_by_size), rtol=0, atol=1e-9)
     assert fast.summary_text == slow.summary_text
     assert (fast.precision, fast.recall, fast.f1) == (slow.precision, slow.recall, slow.f1)
+
+
+def test_figures_equal_plain_pycocotools_bit_for_bit() -> None:
+    generator = np.random.default_rng(3)
+    truth = evaluator_truth(images=8)
+    truth["categories"].append({"id": 3, "name": "never labelled"})
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation.update(
+            id=number + 1, iscrowd=int(number % 9 == 4), area=annotation["bbox"][2] * annotation["bbox"][3]
+        )
+    found = []
+    for annotation in truth["annotations"]:
+        for _ in range(4):
+            bbox = (np.array(annotation["bbox"]) * generator.normal(1, 0.1, 4)).tolist()
+            score = float(generator.integers(1, 9)) / 10  # with ties
+            found.append(hit(bbox, score, annotation["image_id"], int(generator.integers(1, 4))))
+    result = coco_evaluate(truth, found)
+    plain_truth = COCO()
+    plain_truth.dataset = truth
+    plain_truth.createIndex()
+    plain = COCOeval(plain_truth, plain_truth.loadRes(found), "bbox")
+    plain.evaluate()
+    plain.accumulate()
+    plain.summarize()
+    assert result.stats == tuple(plain.stats) and 0.05 < result.map50_95 < 0.9
 
 
 def test_summary_is_the_twelve_lines_and_nothing_else_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,3 +378,5 @@ def test_evaluator_refuses_what_the_data_set_does_not_have() -> None:
         evaluator.update([99], [torch.zeros(0, 6)])
     with pytest.raises(UserError, match="class index 5 found, but the data set has 2 classes"):
         evaluator.update([1], [torch.tensor([[0.0, 0, 5, 5, 0.5, 5]])])
+    with pytest.raises(NonFiniteError, match="image id 1: a detection is not finite"):
+        evaluator.update([1], [torch.tensor([[0.0, 0, float("nan"), 5, 0.5, 1]])])
