@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.errors import EnvironmentFault, UserError
+from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.models.pickles import PickleRefused, StandIn, StorageType, read_pickle
 
 MAX_PICKLE_BYTES = 1 << 26  # the pickle of the largest model has 1 MB; its numbers lie outside it
@@ -24,7 +24,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     (the original pickles whole modules) come as inert StandIn; see ``module_state``.
 
     Raises:
-        UserError: no such file, not a checkpoint, damaged, or asking for code to be run (nothing was run).
+        UserError: no such file, not a checkpoint, or asking for code to be run (nothing was run).
+        StorageError: the archive is damaged.
         EnvironmentFault: a .safetensors file, and that package is not installed.
     """
     path = Path(path)
@@ -40,7 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     except PickleRefused as error:
         raise UserError(f"{path}: refused, nothing in it was run: {error}") from None
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint: {error}") from None
+        raise StorageError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
@@ -94,7 +95,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint: {error}") from None
+        raise StorageError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def module_state(module: StandIn) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo.errors import UserError
+from sp_yolo.errors import StorageError, UserError
 from sp_yolo.models import load_weights, model_from_weights, read_checkpoint
 
 
@@ -46,7 +46,7 @@ def refused(path: Path) -> str:
     """The message with which every way of reading refuses the file: one line that names it."""
     messages = set()
     for read in (read_checkpoint, model_from_weights, lambda file: load_weights(None, file)):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises((UserError, StorageError)) as caught:
             read(path)
         messages.add(str(caught.value))
     (message,) = messages
@@ -218,6 +218,8 @@ def test_flipped_bit_is_found(tmp_path: Path) -> None:
     content[content.index(struct.pack("<2f", 500, 501))] ^= 1
     path.write_bytes(content)
     assert "damaged" in refused(path)
+    with pytest.raises(StorageError):
+        read_checkpoint(path)
 
 
 def test_modules_without_end(tmp_path: Path) -> None:
