@@ -86,11 +86,11 @@ def freeze(model: nn.Module, layers: tuple[int, ...], say: Any) -> None:
         say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
 
 
-def worker_count(config: Config, device: torch.device, world: World) -> int:
+def loader_processes(asked: int, batch_size: int, device: torch.device, world: World) -> int:
     """Loader processes: on a CPU they would fight the training threads, so one at most; on a GPU as asked."""
     if device.type == "cpu":
-        return min(config.workers, 1)
-    return min((os.cpu_count() or 1) // world.size, config.batch_size, config.workers)
+        return min(asked, 1)
+    return min((os.cpu_count() or 1) // world.size, batch_size, asked)
 
 
 def build_train_data(
@@ -121,7 +121,7 @@ def build_train_data(
         batch_size=batch_size // world.size,
         shuffle=not (config.rect or config.compat),
         seed=config.seed,
-        workers=worker_count(config, device, world),
+        workers=loader_processes(config.workers, config.batch_size, device, world),
         rank=world.rank,
         world_size=world.size,
         pin_memory=device.type == "cuda",

@@ -17,10 +17,10 @@ BATCHES = 3  # of each kind, as in the original
 class RunPictures:
     """Pictures of one run in ``folder``; scalars for TensorBoard when that package is installed."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], *, tensorboard: bool = True) -> None:
         self.folder, self.names = folder, list(names)
         self._writer: Any = None
-        if importlib.util.find_spec("tensorboard"):
+        if tensorboard and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))

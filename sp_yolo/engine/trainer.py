@@ -108,7 +108,7 @@ class Trainer:
                 batch_size=2 * config.batch_size // self.world.size,
                 stride=self.stride,
                 single_class=config.single_cls,
-                workers=build.worker_count(config, device, self.world),
+                workers=build.loader_processes(config.workers, config.batch_size, device, self.world),
             )
             self.say("\n".join(self.val_data.warnings))
         if check and not config.noautoanchor:
@@ -240,7 +240,7 @@ class Trainer:
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             with self.compute.autocast():
                 raw_maps = self.network(images)
-                loss, parts = self.loss(raw_maps, batch.targets.to(self.compute.device), tuple(images.shape[2:]))
+                loss, parts = self.loss(raw_maps, batch.targets, tuple(images.shape[2:]))
             if self.compute.device.type == "cpu" and not torch.isfinite(loss):
                 raise NonFiniteError(self._non_finite_words(parts, batch))
             self.scaler.scale(loss * self.world.size * (4 if config.quad else 1)).backward()

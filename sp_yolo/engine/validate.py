@@ -38,12 +38,14 @@ def validate(
     iou_thres: float = IOU_THRES,
     multi_label: bool = True,
     augment: bool = False,
+    hybrid: bool = False,
     on_batch: Callable[[int, Any, list[torch.Tensor]], None] | None = None,
 ) -> Validation:
     """Run ``model`` (eval mode) over ``batches`` and feed the detections, in original pixels, to ``evaluator``.
 
     ``loss``: a DetectionLoss whose parts are averaged over the batches. ``on_batch(index, batch, detections)`` sees
     each batch with its detections [k, 6] (xyxy in network input pixels, score, class), for pictures and text files.
+    ``hybrid`` adds the labels as sure detections before NMS, to complete labels with a model (--save-hybrid).
     """
     sums = torch.zeros(3, device=compute.device)
     seconds = {"inference": 0.0, "nms": 0.0}
@@ -54,9 +56,11 @@ def validate(
         with compute.autocast():
             decoded, raw_maps = model(pixels, augment=augment)
         if loss is not None and raw_maps is not None:
-            _, parts = loss(raw_maps, batch.targets.to(compute.device), tuple(pixels.shape[2:]))
+            _, parts = loss(raw_maps, batch.targets, tuple(pixels.shape[2:]))
             sums += torch.stack((parts.box, parts.obj, parts.cls)).to(sums)
         inferred = time.perf_counter()
+        if hybrid:
+            decoded = _with_labels(decoded, batch)
         found = non_max_suppression(decoded, conf_thres, iou_thres, multi_label=multi_label)
         ended = time.perf_counter()
         seconds["inference"] += inferred - started
@@ -68,6 +72,20 @@ def validate(
         count += 1
     box, obj, cls = (sums / max(count, 1)).tolist()
     return Validation(images, (box, obj, cls), seconds)
+
+
+def _with_labels(decoded: torch.Tensor, batch: Any) -> torch.Tensor:
+    """``decoded`` [B, N, no] with the labels of the batch appended as rows of confidence 1, the others zero."""
+    size, no = len(decoded), decoded.shape[2]
+    image = batch.targets[:, 0].long()
+    counts = torch.bincount(image, minlength=size)
+    rows = decoded.new_zeros((size, int(counts.max()) if len(image) else 0, no))
+    slot = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]  # targets are sorted by image
+    height, width = batch.images.shape[2:]
+    rows[image, slot, :4] = (batch.targets[:, 2:] * torch.tensor([width, height, width, height])).to(rows)
+    rows[image, slot, 4] = 1
+    rows[image, slot, 5 + batch.targets[:, 1].long()] = 1
+    return torch.cat((decoded, rows), 1)
 
 
 def to_original(batch: Any, found: list[torch.Tensor]) -> tuple[list[int], list[torch.Tensor]]:

@@ -38,7 +38,7 @@ def fingerprint(path: Path) -> str:
         else:
             digest.update(repr(value).encode())
 
-    for key in ("model", "ema", "optimizer", "iteration"):
+    for key in ("model", "ema", "optimizer", "ema_updates"):
         add(content[key])
     return digest.hexdigest()
 
@@ -94,7 +94,7 @@ def test_interrupted_run_resumes_to_the_same_bits(program: Program, toy_yaml: Pa
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "--resume" in out
-    position = torch.load(cut / "weights" / "last.pt", weights_only=True)["iteration"]
+    position = torch.load(cut / "weights" / "last.pt", weights_only=True)["progress"]["iteration"]
     assert 5 <= position < 15
     done = program.run("--resume", str(cut), "--quiet")
     assert done.returncode == 0, done.stderr

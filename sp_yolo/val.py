@@ -1,0 +1,170 @@
+"""`sp-yolo val`: measure weights on a split (the original's test.py), by the same code as the trainer's validation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sp_yolo.boxes import xyxy_to_cxcywh
+from sp_yolo.data.images import read_image
+from sp_yolo.engine import build
+from sp_yolo.engine.device import select_compute
+from sp_yolo.engine.distributed import World
+from sp_yolo.engine.pictures import RunPictures
+from sp_yolo.engine.rundir import RunDir
+from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
+from sp_yolo.errors import UserError
+from sp_yolo.eval import per_class_table, write_report
+from sp_yolo.models import model_from_weights, read_checkpoint
+
+SPEED_CONF, SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of detection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help="checkpoint: ours, the original's .pt, safetensors")
+    parser.add_argument("--data", default="", help="dataset YAML (default: the one the weights were trained on)")
+    parser.add_argument("--batch-size", "--batch", type=int, default=32)
+    parser.add_argument(
+        "--img-size", "--img", "--imgsz", type=int, help="px (default: the training's test size, or 640)"
+    )
+    parser.add_argument("--conf-thres", "--conf", type=float, default=CONF_THRES)
+    parser.add_argument("--iou-thres", "--iou", type=float, default=IOU_THRES, help="of NMS")
+    parser.add_argument("--task", choices=("train", "val", "test", "speed"), default="val")
+    parser.add_argument("--device", default="", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--single-cls", action="store_true", help="treat all classes as one")
+    parser.add_argument("--augment", action="store_true", help="test-time augmentation: three scales, one mirrored")
+    parser.add_argument("--verbose", action="store_true", help="per-class rows are always printed; accepted")
+    parser.add_argument("--save-txt", action="store_true", help="labels/*.txt: class cx cy w h, normalised")
+    parser.add_argument("--save-hybrid", action="store_true", help="as --save-txt, the labels added before NMS")
+    parser.add_argument("--save-conf", action="store_true", help="confidence as the last column of the txt files")
+    parser.add_argument("--save-json", action="store_true", help="<weights>_predictions.json in COCO's results format")
+    parser.add_argument("--project", default="runs/test")
+    parser.add_argument("--name", default="exp")
+    parser.add_argument("--exist-ok", action="store_true")
+    parser.add_argument("--v5-metric", action="store_true", help="accepted; every metric here is pycocotools'")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, write the report; returns the exit code.
+
+    Raises:
+        UserError: weights and data do not fit together, or a flag is out of its bounds.
+    """
+    for flag, value in (("--conf-thres", arguments.conf_thres), ("--iou-thres", arguments.iou_thres)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{flag} {value}: must lie in [0, 1]")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+    compute = select_compute(arguments.device, arguments.amp)
+    model = model_from_weights(arguments.weights)
+    trained = _training_options(arguments.weights)
+    data = arguments.data or trained.get("data")
+    if not data:
+        raise UserError("--data: give the dataset YAML (these weights do not name one)")
+    dataset = build.open_dataset(data, None if arguments.data else trained.get("overrides", {}).get("root"))
+    single = arguments.single_cls or bool(trained.get("single_cls") and model.num_classes == 1)
+    classes = 1 if single else len(dataset.names)
+    if model.num_classes != classes:
+        raise UserError(f"{arguments.weights}: {model.num_classes} classes, but {dataset.path} has {classes}")
+    stride = max(int(model.stride.max()), 32)
+    asked = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
+    size = -(-asked // stride) * stride
+    split = "val" if arguments.task == "speed" else arguments.task
+    workers = build.loader_processes(arguments.workers, arguments.batch_size, compute.device, World())
+    data_set, loader, evaluator = build.build_val_data(
+        dataset,
+        split,
+        image_size=size,
+        batch_size=arguments.batch_size,
+        stride=stride,
+        single_class=single,
+        workers=workers,
+    )
+    print("\n".join(data_set.warnings), end="\n" if data_set.warnings else "")
+    folder = RunDir.create(arguments.project, arguments.name, arguments.exist_ok)
+    texts = (
+        _TextFiles(folder.path / "labels", arguments.save_conf) if arguments.save_txt or arguments.save_hybrid else None
+    )
+    pictures = RunPictures(folder.path, model.names, tensorboard=False)
+
+    def on_batch(index: int, batch: Any, found: list[torch.Tensor]) -> None:
+        pictures.val_batch(index, batch, found)
+        if texts:
+            texts.write(batch, found)
+
+    speed = arguments.task == "speed"
+    model = model.to(compute.device, memory_format=torch.channels_last).eval()
+    print(f"{compute.words}; {size} px, batch {arguments.batch_size}, split {split}")
+    outcome = validate(
+        model,
+        loader.epoch(0),
+        evaluator,
+        compute,
+        conf_thres=SPEED_CONF if speed else arguments.conf_thres,
+        iou_thres=SPEED_IOU if speed else arguments.iou_thres,
+        augment=arguments.augment,
+        hybrid=arguments.save_hybrid,
+        on_batch=None if speed else on_batch,
+    )
+    each = {stage: 1000 * seconds / max(outcome.images, 1) for stage, seconds in outcome.seconds.items()}
+    print(
+        f"Speed: {each['inference']:.1f} ms inference, {each['nms']:.1f} ms NMS per image at batch {arguments.batch_size}"
+    )
+    if speed:
+        return 0
+    result = evaluator.compute()
+    print(f"{per_class_table(result)}\n\n{result.summary_text}")
+    truth, found = data_set.ground_truth(), evaluator.detections()
+    if arguments.save_json:
+        folder.write(f"{Path(arguments.weights).stem}_predictions.json", json.dumps(found))
+    paths = {image["id"]: data_set.path(index) for index, image in enumerate(truth["images"])}
+    facts = {"weights": arguments.weights, "data": str(dataset.path), "split": split, "device": compute.words}
+    notes = write_report(
+        folder.path,
+        result,
+        truth,
+        found,
+        title=f"{Path(arguments.weights).name} on {dataset.path.name}",
+        facts=facts,
+        read_image=lambda image_id: read_image(paths[image_id])[..., ::-1],
+    )
+    print("\n".join([*notes, f"results in {folder.path}"]))
+    return 0
+
+
+def _training_options(weights: str) -> dict[str, Any]:
+    """What the weights' run was told, where the file says so."""
+    content = read_checkpoint(weights)
+    options = content.get("config") if isinstance(content, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
+class _TextFiles:
+    """One YOLO txt per image: class cx cy w h [confidence], normalised by the original image, best detection last."""
+
+    def __init__(self, folder: Path, with_confidence: bool) -> None:
+        self.folder, self.with_confidence = folder, with_confidence
+        folder.mkdir(exist_ok=True)
+
+    def write(self, batch: Any, found: list[torch.Tensor]) -> None:
+        _, detections = to_original(batch, found)
+        for meta, rows in zip(batch.metas, detections, strict=True):
+            lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
+            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines)
+
+
+def yolo_lines(rows: torch.Tensor, original_hw: tuple[int, int], with_confidence: bool) -> str:
+    """Detections [k, 6] (xyxy in original px, score, class) as lines of a YOLO label file, best detection last."""
+    height, width = original_hw
+    boxes = xyxy_to_cxcywh(rows[:, :4]) / torch.tensor([width, height, width, height])
+    lines = []
+    for box, (score, label) in zip(boxes.tolist(), rows[:, 4:].tolist(), strict=True):
+        values = [*box, score] if with_confidence else box
+        lines.append(" ".join([f"{int(label)}", *(f"{value:g}" for value in values)]) + "\n")
+    return "".join(reversed(lines))
