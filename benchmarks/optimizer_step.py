@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from sp_yolo.optim import SP, build_param_groups
 
 STEPS = 10
 # In the middle of the sparsity ramp: sigma_k grows between proximal steps.
-RAMP = {"every": STEPS, "start": 0.0, "end": 1.0, "total_steps": 4000}
+RAMP: dict[str, Any] = {"every": STEPS, "start": 0.0, "end": 1.0, "total_steps": 4000}
 RAMP_STEP = 1000
 
 
@@ -36,7 +37,7 @@ def network(name: str) -> nn.Module:
     return build_model(name)
 
 
-def pruning(model: nn.Module, **settings: object) -> SP:
+def pruning(model: nn.Module, **settings: Any) -> SP:
     groups = build_param_groups(model, sigma_backbone=0.8, sigma_head=0.8, **RAMP)
     return SP(groups, lr=1e-4, **settings)
 
@@ -44,11 +45,16 @@ def pruning(model: nn.Module, **settings: object) -> SP:
 VARIANTS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW fused": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True),
     "AdamW for-loop": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4, foreach=False),
-    "SGD Nesterov for-loop": lambda m: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9, nesterov=True, foreach=False),
+    "SGD Nesterov for-loop": lambda m: torch.optim.SGD(
+        m.parameters(), lr=1e-4, momentum=0.9, nesterov=True, foreach=False
+    ),
     "SP dense": lambda m: SP(build_param_groups(m), lr=1e-4),
     "SP pruning, magnitude": lambda m: pruning(m, saliency="damping"),
     "SP pruning, Fisher": lambda m: pruning(m, saliency="fisher"),
-    "SP pruning, Fisher, foreach": lambda m: pruning(m, foreach=True),
+    "SP dense, compile=True": lambda m: SP(build_param_groups(m), lr=1e-4, compile=True),
+    "SP pruning, magnitude, compile=True": lambda m: pruning(m, saliency="damping", compile=True),
+    "SP pruning, Fisher, compile=True": lambda m: pruning(m, saliency="fisher", compile=True),
+    "SP dense, foreach": lambda m: SP(build_param_groups(m), lr=1e-4, foreach=True),
 }
 
 
@@ -62,7 +68,7 @@ def prepared(name: str, variant: str) -> torch.optim.Optimizer:
     for _ in range(2):
         optimizer.step()
     if isinstance(optimizer, SP):
-        optimizer.state["model"]["step"] = RAMP_STEP
+        optimizer.state_dict()["state"]["model"]["step"] = RAMP_STEP
         for _ in range(STEPS):
             optimizer.step()
     return optimizer

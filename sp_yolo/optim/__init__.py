@@ -1,6 +1,7 @@
 """SP, the spectral proximal optimizer. Imports torch only and can be copied out alone."""
 
 from sp_yolo.optim.groups import build_param_groups
+from sp_yolo.optim.report import saliency_report
 from sp_yolo.optim.sp import SP
 
-__all__ = ["SP", "build_param_groups"]
+__all__ = ["SP", "build_param_groups", "saliency_report"]

@@ -38,7 +38,7 @@ def average_pair(ess: Tensor, esy: Tensor, ss: Tensor, sy: Tensor, rho: float) -
     them; a pair without displacement changes nothing.
     """
     accepted = ss > TINY
-    weight = torch.where(ess > 0, 1.0 - rho, 1.0)
+    weight = 1.0 - rho * (ess > 0).to(ess.dtype)  # torch.where of two numbers would be float32
     return (
         torch.where(accepted, torch.lerp(ess, ss, weight), ess),
         torch.where(accepted, torch.lerp(esy, sy, weight), esy),
@@ -47,7 +47,7 @@ def average_pair(ess: Tensor, esy: Tensor, ss: Tensor, sy: Tensor, rho: float) -
 
 
 def rayleigh_quotient(ess: Tensor, esy: Tensor, lr_ref: float | Tensor) -> Tensor:
-    """r = lr_ref * Esy / Ess, eq. (10): the curvature along the trajectory in units of 1/lr; 0 before the first pair."""
+    """r = lr_ref * Esy / Ess, eq. (10): curvature along the trajectory in units of 1/lr; 0 before the first pair."""
     known = ess > 0
     return torch.where(known, lr_ref * esy / torch.where(known, ess, 1.0), 0.0)
 

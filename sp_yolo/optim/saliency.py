@@ -1,4 +1,4 @@
-"""Saliency, the l0 proximal operator and the sparsity schedule: pure functions (docs/the-method.md, eqs. 5, 6, 16-18)."""
+"""Saliency, the l0 proximal operator, the sparsity schedule: pure functions, numbered as in docs/the-method.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 # Decay of E[g^2], the empirical Fisher diagonal that weighs the saliency.
 FISHER_DECAY = 0.95
-# Below this many elements a plain selection is faster than the bracketed one.
-_SMALL = 1 << 16
+# Size of the sample that brackets the threshold; up to so many elements are ranked without a bracket.
+SAMPLE = 1 << 16
 
 
 def saliency(x: Tensor, h: Tensor | None = None) -> Tensor:
@@ -20,17 +20,19 @@ def saliency(x: Tensor, h: Tensor | None = None) -> Tensor:
     return squared.mul_(0.5) if h is None else squared.mul_(h).mul_(0.5)
 
 
+def last_prox(end: float, total_steps: int) -> int:
+    """The step (counted from 0) of the last proximal step, at which sigma_k is sigma."""
+    return min(math.ceil(end * total_steps), total_steps - 1)
+
+
 def sigma_at(step: int, sigma: float, start: float, end: float, total_steps: int | None) -> float:
     """sigma_k, eq. (17): the cubic ramp sigma * (1 - (1 - p)^3), p = (k/T - start) / (end - start), clipped to [0, 1].
 
     ``start == end`` is a jump at ``start``; without a run length sigma is constant.
     """
-    if total_steps is None:
+    if total_steps is None or step >= last_prox(end, total_steps):
         return sigma
-    done = step / total_steps
-    if done < start:
-        return 0.0
-    p = 1.0 if end <= start else min((done - start) / (end - start), 1.0)
+    p = max((step / total_steps - start) / (end - start), 0.0)
     return sigma * (1.0 - (1.0 - p) ** 3)
 
 
@@ -39,7 +41,7 @@ def prox_due(step: int, every: int, start: float, end: float, total_steps: int |
     run, and once at the end, so that the last sigma_k is sigma whatever N is. Without a run length: every N steps."""
     if total_steps is None:
         return step % every == 0
-    last = math.ceil(end * total_steps)
+    last = last_prox(end, total_steps)
     return step == last or (step % every == 0 and start * total_steps <= step < last)
 
 
@@ -52,55 +54,60 @@ def keep_masks(saliencies: Sequence[Tensor], count: int) -> tuple[list[Tensor], 
     """Masks that are False at exactly the ``count`` smallest of all saliencies together; ties by index (eqs. 6, 18).
 
     Returns (bool masks shaped like the saliencies, threshold lambda as a 0-dim tensor: the largest saliency removed).
-    Without host synchronisation on an accelerator; on the CPU the selection is bracketed by a sample first.
+    One stable sort on an accelerator, which never asks the host; on a CPU a sample brackets the threshold, so that only
+    the few percent inside the bracket are ranked (Floyd and Rivest's selection). Both are exact.
     """
     if count <= 0:
-        reference = saliencies[0]
-        return [torch.ones_like(s, dtype=torch.bool) for s in saliencies], reference.new_tensor(-math.inf)
-    if any(s.device.type != "cpu" for s in saliencies):
-        return _keep_masks_sorted(saliencies, count)
+        return [torch.ones_like(s, dtype=torch.bool) for s in saliencies], saliencies[0].new_tensor(-math.inf)
     flat = [s.reshape(-1) for s in saliencies]
-    threshold = _kth_smallest(flat, count)
-    keep = [~(s <= threshold) for s in flat]  # not s > threshold: a NaN ranks last and stays
-    excess = sum(k.numel() - int(k.count_nonzero()) for k in keep) - count
-    for s, k in zip(reversed(flat), reversed(keep), strict=True):
-        if excess <= 0:
-            break
-        # Too many are equal to the threshold: those with the largest index stay.
-        ties = (s == threshold).nonzero().view(-1)[-excess:]
-        k[ties] = True
-        excess -= ties.numel()
+    if any(s.device.type != "cpu" for s in flat):
+        keep, threshold = _keep_sorted(flat, count)
+    else:
+        keep, threshold = _keep_bracketed(flat, count, *_bracket(flat, count))
     return [k.view(s.shape) for k, s in zip(keep, saliencies, strict=True)], threshold
 
 
-def _keep_masks_sorted(saliencies: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
-    """The same by one stable sort, which never asks the host."""
-    device = saliencies[0].device
-    joined = torch.cat([s.reshape(-1).to(device) for s in saliencies])
+def _keep_sorted(flat: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
+    joined = torch.cat([s.to(flat[0].device) for s in flat])
     ordered, index = torch.sort(joined, stable=True)
     keep = torch.ones_like(joined, dtype=torch.bool).index_fill_(0, index[:count], False)
-    parts = keep.split([s.numel() for s in saliencies])
-    return [k.view(s.shape).to(s.device) for k, s in zip(parts, saliencies, strict=True)], ordered[count - 1]
+    parts = keep.split([s.numel() for s in flat])
+    return [k.to(s.device) for k, s in zip(parts, flat, strict=True)], ordered[count - 1]
 
 
-def _kth_smallest(flat: Sequence[Tensor], k: int) -> Tensor:
-    """The k-th smallest (from 1) of all elements; exact. A sorted sample brackets it, so that only the few percent
-    inside the bracket are ranked (Floyd and Rivest's selection); a bracket that misses falls back to ranking all."""
+def _bracket(flat: Sequence[Tensor], count: int) -> tuple[Tensor | None, Tensor | None]:
+    """(low, high] that most likely holds the ``count``-th smallest, from a sorted sample; None is unbounded."""
     n = sum(s.numel() for s in flat)
-    if n > _SMALL:
-        stride = max(n // _SMALL, 1)
-        sample = torch.cat([s[::stride] for s in flat]).sort().values
-        m = sample.numel()
-        margin = 4 * math.isqrt(m)
-        position = k * m // n
-        low = sample[position - margin] if position >= margin else sample.new_tensor(-math.inf)
-        high = sample[position + margin] if position + margin < m else sample.new_tensor(math.inf)
-        # Many values may equal the lower end (dead weights, held zeros): they are counted, not ranked.
-        below = sum(int((s < low).count_nonzero()) for s in flat)
-        up_to = sum(int((s <= low).count_nonzero()) for s in flat)
-        if below < k <= up_to:
-            return low
-        inside = torch.cat([torch.masked_select(s, (s > low) & (s <= high)) for s in flat])
-        if up_to < k <= up_to + inside.numel():
-            return inside.kthvalue(k - up_to).values
-    return torch.cat(list(flat)).kthvalue(k).values
+    if n <= SAMPLE:
+        return None, None
+    sample = torch.cat([s[:: n // SAMPLE] for s in flat]).sort().values
+    margin = 4 * math.isqrt(sample.numel())
+    position = count * sample.numel() // n
+    low = sample[position - margin] if position >= margin else None
+    return low, sample[position + margin] if position + margin < sample.numel() else None
+
+
+def _keep_bracketed(
+    flat: Sequence[Tensor], count: int, low: Tensor | None, high: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    """Masks and threshold, ranking only (low, high]; all, should the ``count``-th smallest not be in there."""
+    # not s <= low, instead of s > low: a NaN ranks last.
+    above = [(s <= (-math.inf if low is None else low)).logical_not_() for s in flat]
+    keep = [
+        torch.zeros_like(a) if high is None else (s <= high).logical_not_() for a, s in zip(above, flat, strict=True)
+    ]
+    at_most_low = sum(a.numel() - int(a.count_nonzero()) for a in above)
+    places = [(a ^ k).nonzero().view(-1) for a, k in zip(above, keep, strict=True)]
+    inside = torch.cat([s[place] for s, place in zip(flat, places, strict=True)])
+    rank = count - at_most_low
+    if not 0 < rank <= inside.numel():
+        return _keep_bracketed(flat, count, None, None)
+    threshold = inside.kthvalue(rank).values
+    stays = (inside <= threshold).logical_not_()
+    excess = inside.numel() - int(stays.count_nonzero()) - rank
+    if excess:
+        # Too many are equal to the threshold: those with the largest index stay.
+        stays[(inside == threshold).nonzero().view(-1)[-excess:]] = True
+    for k, place, stay in zip(keep, places, stays.split([p.numel() for p in places]), strict=True):
+        k[place] = stay
+    return keep, threshold

@@ -48,6 +48,7 @@ def check_settings(group: dict[str, Any]) -> None:
         ("rho", 0 <= group["rho"] < 1, "in [0, 1)"),
         ("rcap", group["rcap"] >= 0, ">= 0 (0: derived)"),
         ("growth", group["growth"] >= 1, ">= 1"),
+        ("compile", group["compile"] in (True, False), "True or False"),
         ("gamma_start", 0 < group["gamma_start"] <= 1, "in (0, 1]"),
     ]
     for name, holds, rule in bounds:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sp_yolo.optim import update
 from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, parameter_damping, rayleigh_quotient
+from sp_yolo.optim.native import Native, library, supports
 from sp_yolo.optim.paper import paper_update
-from sp_yolo.optim.saliency import keep_masks, prox_due, prune_count, saliency, sigma_at
+from sp_yolo.optim.saliency import keep_masks, last_prox, prox_due, prune_count, saliency, sigma_at
 from sp_yolo.optim.settings import check_settings, prunable_flags, prunable_params, reference_lr
-from sp_yolo.optim.update import Batch
+from sp_yolo.optim.update import CARRIED, Batch, MultiTensor, SingleTensor, like_parameter
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "gamma_start")
@@ -29,8 +29,8 @@ class SP(Optimizer):
 
     ``mode="robust"`` (default): Nesterov momentum whose step is damped by gamma, eq. (14), so that lr times the
     curvature along the trajectory stays at the level that gradient noise alone produces; and, with ``sigma > 0``, an
-    l0 proximal step in the metric of the saliency with held masks, eqs. (5), (17), (18). ``mode="paper"``: the published
-    update, eqs. (1)-(6); it ignores gamma, the schedule and ``held``, and prunes every step, tensor by tensor.
+    l0 proximal step in the metric of the saliency with held masks, eqs. (5), (17), (18). ``mode="paper"``: the
+    published update, eqs. (1)-(6): no gamma, no schedule, no held zeros; every tensor is pruned at every step.
 
     Args:
         params: tensors, named tensors or groups. A group may carry ``name``, ``param_names`` and ``prunable`` (one bool
@@ -42,20 +42,24 @@ class SP(Optimizer):
         sigma: share of the group's prunable weights that end as zeros, ranked together; 0 switches pruning off.
         saliency: the matrix that weighs x^2: "fisher", a running average of g^2, or "damping", the diagonal (magnitude
             where there is none).
-        every, start, end, total_steps: the proximal step is taken every ``every`` steps between ``start`` and ``end``, shares
-            of the run of ``total_steps``, on a cubic ramp; ``start == end`` or no ``total_steps`` means constant sigma.
+        every, start, end, total_steps: the proximal step is taken every ``every`` steps between ``start`` and ``end``,
+            shares of the run of ``total_steps``, on a cubic ramp; with ``start == end`` or no ``total_steps``, sigma is
+            constant.
         held: zeros stay zero until the next proximal step ranks anew. Without it they grow back.
-        rho, rcap, growth, gamma_start: averaging of the secant pair, cap on lr * curvature (0: derived from the momentum,
-            eq. 13; with several groups the smallest of those that move), growth of gamma per step, first gamma.
+        rho, rcap, growth, gamma_start: averaging of the secant pair; cap on lr * curvature (0: derived from the group's
+            current momentum, eq. 13; the smallest of the groups that move holds); growth per step; first gamma.
         maximize: ascend.
         foreach: the multi-tensor path. Default: on accelerators. On a CPU the single-tensor path is faster.
         capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
-        compile: run the dense update as compiled code; ``path`` says which.
+        compile: on a CPU, run the float32 update without diagonal as C, compiled when the first step needs it, if there
+            is a compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
 
     Raises:
         ValueError: a setting outside its bounds, complex parameters, ``differentiable=True``.
         RuntimeError (from ``step``): sparse gradients; pruning inside a CUDA graph.
     """
+
+    path = "none"
 
     def __init__(
         self,
@@ -104,7 +108,8 @@ class SP(Optimizer):
         check_settings(group)
         for name in SHARED:
             if group[name] != self.param_groups[0][name]:
-                raise ValueError(f"{name} must be the same in every group: {group[name]} != {self.param_groups[0][name]}")
+                first = self.param_groups[0][name]
+                raise ValueError(f"{name} must be the same in every group: {group[name]} != {first}")
         for param in group["params"]:
             if torch.is_complex(param):
                 raise ValueError("SP does not support complex parameters")
@@ -113,6 +118,11 @@ class SP(Optimizer):
         flags = group.get("prunable")
         if flags is not None and len(flags) != len(group["params"]):
             raise ValueError(f"prunable has {len(flags)} flags for {len(group['params'])} parameters")
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        """State of the whole model: step, gamma, ess, esy. ``state_dict`` carries it beside the parameters' states."""
+        return self.state[MODEL]  # type: ignore[index]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -129,11 +139,12 @@ class SP(Optimizer):
             for name, value in state_dict["state"].get(key, {}).items():
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
-        if MODEL in self.state:
-            self.state[MODEL] = {n: v.clone() if isinstance(v, Tensor) else v for n, v in self.state[MODEL].items()}
+        if MODEL in state_dict["state"]:
+            copied = {n: v.clone() if isinstance(v, Tensor) else v for n, v in self._model.items()}
+            self.state[MODEL] = copied  # type: ignore[index]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns the closure's loss. A non-finite gradient anywhere leaves everything untouched."""
         loss = None
         if closure is not None:
@@ -147,39 +158,42 @@ class SP(Optimizer):
 
     def _step(self, groups: list[tuple[dict[str, Any], Batch]], on_device: bool) -> None:
         model = self._model_state(groups[0][1].params[0].device if on_device else torch.device("cpu"))
-        paper = self.param_groups[0]["mode"] == "paper"
         if on_device:
             self._refuse_capture(model["step"])
-            products = [update.multi_products(batch) for _, batch in groups]
-            finite = self._all_finite(products)
-        else:
-            products = [update.single_products(batch) for _, batch in groups]
-            if not math.isfinite(sum(map(sum, products))):
-                return
-            finite = torch.tensor(True)
-        if paper:
+        paths = [self._path_of(batch, on_device) for _, batch in groups]
+        self.path = ", ".join(dict.fromkeys(path.name for path in paths))
+        products = [path.products() for path in paths]
+        finite = self._all_finite(products, on_device)
+        if not on_device and not finite:
+            return
+        if self.param_groups[0]["mode"] == "paper":
             for group, batch in groups:
                 paper_update(batch, group["sigma"], prunable_params(group), finite.to(batch.params[0].device))
         else:
             r_gamma = self._damp(groups, products, finite)
-            for _, batch in groups:
-                if on_device:
-                    scalars = (t.to(batch.params[0].device) for t in (r_gamma, model["gamma"], finite))
-                    update.multi_update(batch, *scalars)
-                else:
-                    update.single_update(batch, r_gamma.item(), model["gamma"].item())
+            for path in paths:
+                path.update(r_gamma, model["gamma"], finite)
             self._prune(model["step"])
         model["step"] += 1
 
+    def _path_of(self, batch: Batch, on_device: bool) -> MultiTensor | SingleTensor | Native:
+        if on_device:
+            return MultiTensor(batch)
+        wanted = self.param_groups[0]["compile"] and self.param_groups[0]["mode"] == "robust"
+        kernels = library() if wanted and supports(batch) else None
+        return Native(batch, kernels) if kernels else SingleTensor(batch)
+
     @staticmethod
-    def _all_finite(products: list[list[Tensor]]) -> Tensor:
+    def _all_finite(products: list[list[Any]], on_device: bool) -> Tensor:
         """0-dim bool on the device of the first product. <s, g> is finite only if all of g is, even where s is 0."""
+        if not on_device:
+            return torch.tensor(math.isfinite(sum(map(sum, products))))
         sums = [torch.stack(row).sum() for row in products]
         return torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()
 
     def _damp(self, groups: list[tuple[dict[str, Any], Batch]], products: list[Any], finite: Tensor) -> Tensor:
         """Update the whole model's Ess, Esy and gamma, eqs. (9)-(14); returns r * gamma."""
-        model = self.state[MODEL]
+        model = self._model
         lr_ref = reference_lr([batch.lr for _, batch in groups])
         ss = sy = torch.zeros_like(model["gamma"])
         caps = []
@@ -187,7 +201,9 @@ class SP(Optimizer):
             if not isinstance(batch.lr, Tensor) and batch.lr == 0:
                 continue  # it does not move, so it says nothing about curvature
             caps.append(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]))
-            weighted, change = (torch.as_tensor(t, device=ss.device) for t in batch.secant_sums(product))
+            weighted, change = (
+                torch.as_tensor(t, dtype=ss.dtype, device=ss.device) for t in batch.secant_sums(product)
+            )
             if isinstance(batch.lr, Tensor):
                 moves = batch.lr > 0
                 ss = ss + torch.where(moves, lr_ref / batch.lr, 0.0) * weighted
@@ -214,10 +230,6 @@ class SP(Optimizer):
                 if count:
                     self._rank(group, params, count)
                     pruned = True
-            elif step % group["every"] == 0:
-                # Held zeros survive a step by themselves, but not somebody who loads other weights.
-                for param in params:
-                    self._apply_mask(param, self.state[param].get("mask"))
         if pruned:
             self._forget_displacement()
 
@@ -226,27 +238,29 @@ class SP(Optimizer):
         saliencies = []
         for param in params:
             score = self._saliency(group, param)
-            mask = self.state[param].get("mask")
-            # Held zeros come first: another weight whose saliency happens to be 0 does not set them free.
-            saliencies.append(score if mask is None else torch.where(mask, score, -1.0))
+            if "mask" in self.state[param]:
+                # Held zeros rank first, at -1: another weight whose saliency happens to be 0 does not set them free.
+                free = self.state[param]["mask"].view(torch.uint8)
+                self.state[param]["momentum_buffer"].mul_(free)
+                score.sub_(free.bitwise_xor(1))
+            saliencies.append(score)
         masks, group["threshold"] = keep_masks(saliencies, count)
         for param, mask in zip(params, masks, strict=True):
-            self._apply_mask(param, mask)
             if group["held"]:
                 self.state[param]["mask"] = torch.empty_like(param, dtype=torch.bool).copy_(mask)
-
-    def _apply_mask(self, param: Tensor, mask: Tensor | None) -> None:
-        if mask is not None:
-            param.mul_(mask)
-            self.state[param]["momentum_buffer"].mul_(mask)
+            param.mul_(mask.view(torch.uint8))
+            self.state[param]["momentum_buffer"].mul_(mask.view(torch.uint8))
 
     def _forget_displacement(self) -> None:
         """The proximal jump would enter the next secant pair and break training: a displacement of 0 is no pair."""
         for param, state in self.state.items():
-            if param != MODEL:
+            if isinstance(param, Tensor):
                 state["displacement"].zero_()
-                for name in update.CARRIED:
-                    state[name] = state[name] * 0
+                for name in CARRIED:
+                    if isinstance(state[name], Tensor):
+                        state[name].zero_()
+                    else:
+                        state[name] = 0.0
 
     def _saliency(self, group: dict[str, Any], param: Tensor) -> Tensor:
         """S of one tensor, eq. (5)."""
@@ -255,7 +269,7 @@ class SP(Optimizer):
             return saliency(wide, self.state[param]["square_avg"])
         if group["damping"] == "none":
             return saliency(wide)
-        model = self.state[MODEL]
+        model = self._model
         r = rayleigh_quotient(model["ess"], model["esy"], reference_lr([g["lr"] for g in self.param_groups]))
         r_gamma = (r * model["gamma"]).to(wide.device, wide.dtype)
         return saliency(wide, 1.0 / parameter_damping(wide, r_gamma, group["damping_bounds"]))
@@ -271,7 +285,7 @@ class SP(Optimizer):
         return shares
 
     def _model_state(self, device: torch.device) -> dict[str, Any]:
-        model = self.state[MODEL]
+        model = self._model
         if not model:
             model["step"] = 0
             start = self.param_groups[0]["gamma_start"]
@@ -293,8 +307,8 @@ class SP(Optimizer):
             return
         for group in self.param_groups:
             length = group["total_steps"]
-            if group["sigma"] and (length is None or step <= group["end"] * length):
-                raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture after it or set sigma=0")
+            if group["sigma"] and (length is None or step <= last_prox(group["end"], length)):
+                raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture it with sigma=0")
 
     def _batches(self, group: dict[str, Any], on_device: bool) -> list[Batch]:
         """The group's tensors that have a gradient, by device and dtype, with their state."""
@@ -333,18 +347,20 @@ class SP(Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
             state["displacement"] = torch.zeros_like(param, dtype=dtype)
-            state.update(dict.fromkeys(update.CARRIED, 0.0))
+            state.update(dict.fromkeys(CARRIED, 0.0))
         fisher = group["sigma"] > 0 and group["mode"] == "robust" and group["saliency"] == "fisher"
         if prunable and fisher and "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(param, dtype=dtype)
-        for name in update.CARRIED:
+        for name in CARRIED:
             if tensor_scalars and not isinstance(state[name], Tensor):
                 state[name] = torch.full((), state[name], dtype=torch.float64, device=param.device)
             elif isinstance(state[name], Tensor) and not tensor_scalars:
                 state[name] = state[name].item()
+        if not group["held"]:
+            state.pop("mask", None)
         for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
             # The model may have been moved or its memory format changed since the last step.
             value = state.get(name)
             if value is not None and (value.stride() != param.stride() or value.device != param.device):
-                state[name] = update.like_parameter(value.to(param.device), param)
+                state[name] = like_parameter(value.to(param.device), param)
         return state

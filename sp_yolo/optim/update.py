@@ -15,9 +15,9 @@ from torch import Tensor
 from sp_yolo.optim.damping import parameter_damping
 from sp_yolo.optim.saliency import FISHER_DECAY
 
-# Elements per block of the single-tensor path: the block's six arrays stay in a core's cache, so that a step moves
-# each word to and from memory once, not once per operation.
-BLOCK = 1 << 15
+# Elements per block of the single-tensor path: a block's arrays (1 MiB each) stay in cache between its operations, so
+# that most words move to and from memory once per step. Smaller blocks cost more in calls than they save.
+BLOCK = 1 << 18
 # What a tensor's state carries to the next secant pair: s'D^{-1}s, s's and <s, g_prev>.
 CARRIED = ("displacement_norm", "displacement_square", "displacement_gradient")
 
@@ -29,7 +29,8 @@ class Batch:
     A tensor's state holds "momentum_buffer" v and "displacement" s = x_k - x_{k-1} in the parameter's memory order, and
     what the next secant pair needs of this step: "displacement_norm" s'D^{-1}s, "displacement_square" s's and
     "displacement_gradient" <s, g_prev>, numbers on the host path and 0-dim float64 tensors on the device path. While it
-    is pruned also "mask" (False: held at zero) and "square_avg" E[g^2].
+    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared by the next proximal step) and
+    "square_avg" E[g^2].
     """
 
     params: list[Tensor]
@@ -58,9 +59,13 @@ class Batch:
 
         y is the change of the regularised gradient, so L2 decay adds wd * s's to <s, g> - <s, g_prev>.
         """
-        weighted = sum(s["displacement_norm"] for s in self.states)
-        change = sum(products) - sum(s["displacement_gradient"] for s in self.states)
-        return weighted, change + self.l2 * sum(s["displacement_square"] for s in self.states)
+        norm, square, gradient = (total([s[name] for s in self.states]) for name in CARRIED)
+        return norm, total(products) - gradient + self.l2 * square
+
+
+def total(values: list[Any]) -> Any:
+    """Sum of numbers, or of 0-dim tensors in one kernel."""
+    return torch.stack(values).sum() if isinstance(values[0], Tensor) else sum(values)
 
 
 # --- single tensor: the CPU's default; scalars are host numbers -------------------------------------------------------
@@ -109,9 +114,8 @@ def single_update(batch: Batch, r_gamma: float, gamma: float) -> None:
         if batch.diagonal and x.ndim >= 2:
             wide = x.to(tensors[2].dtype)
             optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
-        rows = [pieces(t) for t in tensors]
-        count = len(rows[0])
-        rows += [pieces(t) if t is not None else (None,) * count for t in optional]
+        rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
+        rows += [(None,) * len(rows[0]) if t is None else pieces(t) for t in optional]
         sums = [_update_piece(batch, gamma, *row) for row in zip(*rows, strict=True)]
         if x is not param:
             param.copy_(x)
@@ -133,27 +137,42 @@ def _update_piece(
     g = grad.to(v.dtype)
     if batch.maximize:
         g = -g
-    if mask is not None:
-        # x, v and s are zero where the mask is False, and stay so without a gradient. As bytes: bool is slower.
-        g = g * mask.view(torch.uint8)
     if square is not None:
         square.mul_(FISHER_DECAY).addcmul_(g, g, value=1 - FISHER_DECAY)
     s.copy_(x)
     if batch.shrink != 1.0:
         x.mul_(batch.shrink)
     step_size = float(batch.lr) * gamma
-    if damping is None and x.dtype == v.dtype:
+    if damping is None and batch.momentum and x.dtype == v.dtype:
         nesterov_step(x, g, v, batch, step_size)
     else:
         regularised = g.add(s, alpha=batch.l2)
         v.mul_(batch.momentum).add_(regularised)
         direction = regularised.add(v, alpha=batch.momentum) if batch.nesterov else v
         x.add_(direction if damping is None else direction * damping, alpha=-step_size)
-    # The displacement is measured, not computed: rounding and decay are in it.
+    if mask is not None:
+        x.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+    # The displacement is measured, not computed: rounding, decay and masks are in it.
     torch.sub(x, s, out=s)
     plain = torch.dot(s, s).item()
     weighted = plain if damping is None else torch.dot(s, s / damping).item()
     return weighted, plain, torch.dot(s, g).item()
+
+
+class SingleTensor:
+    """The single-tensor path as the optimizer runs it."""
+
+    name = "single-tensor"
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def products(self) -> list[float]:
+        return single_products(self.batch)
+
+    def update(self, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
+        if finite:
+            single_update(self.batch, r_gamma.item(), gamma.item())
 
 
 def nesterov_step(x: Tensor, g: Tensor, v: Tensor, batch: Batch, step_size: float) -> None:
@@ -193,8 +212,6 @@ def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -
         torch._foreach_neg_(grads)
     go = finite.to(dtype)
     for state, g in zip(batch.states, grads, strict=True):
-        if "mask" in state:
-            g.mul_(state["mask"])
         if "square_avg" in state:
             state["square_avg"].lerp_(g * g, (1 - FISHER_DECAY) * go)
     steered = list(torch._foreach_add(grads, before, alpha=batch.l2)) if batch.l2 else grads
@@ -211,7 +228,9 @@ def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -
     torch._foreach_mul_(steps, (batch.lr * gamma).to(dtype))
     after = before if not batch.decoupled else torch._foreach_mul(before, batch.shrink)
     after = torch._foreach_sub(after, steps)
-    for param, x_before, x_after in zip(batch.params, before, after, strict=True):
+    for param, state, x_before, x_after in zip(batch.params, batch.states, before, after, strict=True):
+        if "mask" in state:
+            x_after = x_after * state["mask"]
         param.copy_(torch.where(finite, x_after, x_before))
     for v, new in zip(momenta, moved, strict=True):
         v.copy_(torch.where(finite, new, v))
@@ -225,3 +244,19 @@ def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -
         for name, value in zip(CARRIED, (weighted, plain, (s * g).sum(dtype=torch.float64)), strict=True):
             # In place: a captured CUDA graph replays on the same memory.
             state[name].copy_(torch.where(finite, value, state[name]))
+
+
+class MultiTensor:
+    """The multi-tensor path as the optimizer runs it."""
+
+    name = "multi-tensor"
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def products(self) -> list[Tensor]:
+        return multi_products(self.batch)
+
+    def update(self, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
+        device = self.batch.params[0].device
+        multi_update(self.batch, r_gamma.to(device), gamma.to(device), finite.to(device))

@@ -1,0 +1,177 @@
+"""The proximal operator against brute force, the exact selection against a stable argsort, the schedule by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from sp_yolo.optim import SP
+from sp_yolo.optim import saliency as sal
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_prox_minimises_the_penalised_distance(seed):
+    """The kept support is the minimiser of lambda |z|_0 + 0.5 (z - x)'B(z - x) over all 2^n supports."""
+    rng = np.random.default_rng(seed)
+    n = 6 + seed
+    x, b = rng.normal(size=n), np.exp(rng.normal(size=n))
+    scores = sal.saliency(torch.tensor(x), torch.tensor(b))
+    for count in (0, 1, n // 2, n - 1):
+        (keep,), threshold = sal.keep_masks([scores], count)
+        lam = float(threshold) if count else 0.0
+        best = min(
+            itertools.product([0, 1], repeat=n),
+            key=lambda support: (
+                lam * sum(support) + 0.5 * (b * (x * np.array(support) - x) ** 2).sum() + 1e-12 * sum(support)
+            ),
+        )
+        assert keep.int().tolist() == list(best)
+
+
+def by_argsort(arrays, count):
+    joined = np.concatenate([a.ravel() for a in arrays])
+    keep = np.ones(joined.size, dtype=bool)
+    keep[np.argsort(joined, kind="stable")[:count]] = False
+    return keep
+
+
+@pytest.mark.parametrize("kind", ["continuous", "ties", "all equal", "held", "unlike tensors", "sorted"])
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.3, 0.8, 0.999, 1.0])
+def test_selection_is_exact_and_breaks_ties_by_index(monkeypatch, kind, share):
+    """Small sample, so that the bracket is used, and missed, at sizes a test can afford."""
+    monkeypatch.setattr(sal, "SAMPLE", 256)
+    rng = np.random.default_rng(0)
+    shapes = [(40, 30), (7, 3, 3, 3), (2000,)]
+    arrays = [rng.random(size=s).astype(np.float32) for s in shapes]
+    if kind == "ties":
+        arrays = [np.round(a, 1) for a in arrays]
+    elif kind == "all equal":
+        arrays = [np.ones_like(a) for a in arrays]
+    elif kind == "held":
+        arrays = [np.where(a < 0.7, np.float32(-1), a) for a in arrays]
+    elif kind == "unlike tensors":
+        arrays = [a * np.float32(10.0**-i) for i, a in enumerate(arrays)]
+    elif kind == "sorted":  # a strided sample is then a regular comb
+        arrays = [np.sort(a.ravel()).reshape(a.shape) for a in arrays]
+    count = int(share * sum(a.size for a in arrays))
+    expected = by_argsort(arrays, count)
+    tensors = [torch.tensor(a) for a in arrays]
+    masks, threshold = sal.keep_masks(tensors, count)
+    assert np.array_equal(torch.cat([m.flatten() for m in masks]).numpy(), expected)
+    assert [m.shape for m in masks] == [t.shape for t in tensors]
+    by_sort, _ = sal._keep_sorted([t.flatten() for t in tensors], max(count, 1))
+    if count:
+        assert np.array_equal(torch.cat(by_sort).numpy(), expected)
+        assert float(threshold) == np.sort(np.concatenate([a.ravel() for a in arrays]))[count - 1]
+
+
+def test_a_bracket_that_misses_still_selects_exactly():
+    values = torch.arange(100.0)
+    keep, threshold = sal._keep_bracketed([values], 10, torch.tensor(50.0), torch.tensor(60.0))
+    assert keep[0].nonzero().flatten().tolist() == list(range(10, 100))
+    assert float(threshold) == 9.0
+
+
+def test_nan_ranks_last():
+    (keep,), _ = sal.keep_masks([torch.tensor([float("nan"), 1.0, 2.0])], 2)
+    assert keep.tolist() == [True, False, False]
+
+
+def test_schedule_by_hand():
+    """T = 100, from 10 to 65 by tens: p = 0, 10/55, ...; then sigma itself, once, at the end."""
+    due = [k for k in range(100) if sal.prox_due(k, 10, 0.1, 0.65, 100)]
+    assert due == [10, 20, 30, 40, 50, 60, 65]
+    assert sal.sigma_at(10, 0.8, 0.1, 0.65, 100) == 0.0
+    assert sal.sigma_at(20, 0.8, 0.1, 0.65, 100) == pytest.approx(0.8 * (1 - (45 / 55) ** 3))
+    assert sal.sigma_at(65, 0.8, 0.1, 0.65, 100) == 0.8
+    assert sal.sigma_at(5, 0.8, 0.1, 0.65, 100) == 0.0
+    # A ramp to the very end of the run still arrives: at its last step.
+    assert [k for k in range(25) if sal.prox_due(k, 10, 0.0, 1.0, 25)] == [0, 10, 20, 24]
+    assert sal.sigma_at(24, 0.8, 0.0, 1.0, 25) == 0.8
+    # start == end is a jump, no run length is a constant.
+    assert [k for k in range(25) if sal.prox_due(k, 10, 0.5, 0.5, 25)] == [13]
+    assert sal.sigma_at(13, 0.8, 0.5, 0.5, 25) == 0.8
+    assert [k for k in range(25) if sal.prox_due(k, 10, 0.1, 0.65, None)] == [0, 10, 20]
+
+
+def one_group(count=3, shape=(8, 8), **settings):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for _ in range(count)]
+    return params, SP([{"params": params, "name": "weights"}], weight_decay=0.0, **settings)
+
+
+def run(params, optimizer, steps, scale=1.0):
+    for _ in range(steps):
+        for p in params:
+            p.grad = scale * torch.randn_like(p)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_group_is_ranked_as_one(foreach):
+    """One threshold per group: a tensor of small weights loses more than its share, the total is exact."""
+    params, optimizer = one_group(sigma=0.5, total_steps=100, saliency="damping", foreach=foreach, lr=1e-3)
+    with torch.no_grad():
+        params[0].mul_(0.01)
+    run(params, optimizer, 70)
+    zeros = [int((p == 0).sum()) for p in params]
+    assert sum(zeros) == 96 and zeros[0] > 60
+    assert optimizer.sparsity() == {"weights": 0.5}
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_held_zeros_stay_and_released_ones_grow(foreach):
+    params, optimizer = one_group(sigma=0.5, total_steps=100, foreach=foreach)
+    run(params, optimizer, 66)
+    held = [p == 0 for p in params]
+    run(params, optimizer, 30)
+    assert all(bool((p[h] == 0).all()) for p, h in zip(params, held, strict=True))
+    for group in optimizer.param_groups:
+        group["held"] = False
+    run(params, optimizer, 2)
+    assert optimizer.sparsity()["weights"] < 0.01
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_held_zeros_survive_other_weights_being_loaded(foreach):
+    params, optimizer = one_group(sigma=0.5, total_steps=100, foreach=foreach)
+    run(params, optimizer, 66)
+    held = [p == 0 for p in params]
+    with torch.no_grad():
+        for p in params:
+            p.add_(1.0)
+    run(params, optimizer, 1)
+    assert all(bool((p[h] == 0).all()) for p, h in zip(params, held, strict=True))
+
+
+def test_all_equal_tensor_is_not_wiped():
+    params, optimizer = one_group(count=1, sigma=0.25, every=1, saliency="damping")
+    with torch.no_grad():
+        params[0].fill_(1.0)
+    params[0].grad = torch.zeros_like(params[0])
+    optimizer.step()
+    assert params[0].flatten().nonzero().flatten().tolist() == list(range(16, 64))
+
+
+def test_dead_weights_do_not_free_held_ones():
+    """Weights without gradient have Fisher saliency 0, like held zeros; the held ones stay the zeros."""
+    params, optimizer = one_group(count=1, sigma=0.5, every=1, lr=1e-3)
+    run(params, optimizer, 1)
+    held = params[0] == 0
+    for _ in range(3):
+        params[0].grad = torch.zeros_like(params[0])
+        optimizer.state[params[0]]["square_avg"].zero_()
+        optimizer.step()
+    assert torch.equal(params[0] == 0, held)
+
+
+def test_pair_after_the_jump_is_skipped():
+    params, optimizer = one_group(sigma=0.9, every=5, lr=0.05)
+    run(params, optimizer, 6)  # the proximal step was at 5
+    model = optimizer.state_dict()["state"]["model"]
+    before = float(model["ess"]), float(model["gamma"])
+    run(params, optimizer, 1)
+    assert (float(model["ess"]), float(model["gamma"])) == before
+    run(params, optimizer, 1)
+    assert float(model["ess"]) != before[0]
