@@ -142,8 +142,8 @@ def _read(source: Any, what: str) -> tuple[Any, str]:
         return json.loads(Path(source).read_bytes()), str(source)
     except FileNotFoundError:
         raise UserError(f"{source}: no such {what} file") from None
-    except IsADirectoryError:
-        raise UserError(f"{source}: is a directory, not a {what} file") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read as a {what} file: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{source}{line}: not a JSON file ({error})") from None
@@ -161,16 +161,16 @@ def _column(entries: Any, key: str, where: str) -> list[Any]:
 
 def _integers(values: list[Any], where: str, key: str) -> np.ndarray:
     """Ids as int64; decimal strings are read as their number, because many writers quote ids."""
-    if all(type(value) is int for value in values):
+    if all(type(value) is int and abs(value) < 1 << 63 for value in values):
         return np.array(values, dtype=np.int64)
     result = np.empty(len(values), dtype=np.int64)
     for number, value in enumerate(values):
         text = str(value).strip()
         if isinstance(value, float | np.floating) and float(value).is_integer():
             text = str(int(value))
-        if isinstance(value, bool) or not text.removeprefix("-").isdecimal():
+        if isinstance(value, bool) or not text.removeprefix("-").isdecimal() or abs(int(text)) >= 1 << 63:
             raise UserError(
-                f"{where}[{number}]: {key} {value!r} is not an integer: ids are whole numbers, names are not"
+                f"{where}[{number}]: {key} {value!r} is not an integer (64 bits at most): ids are numbers, not names"
             )
         result[number] = int(text)
     return result

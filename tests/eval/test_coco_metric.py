@@ -246,6 +246,9 @@ def test_a_hundred_thousand_detections() -> None:
         ([hit(BOX, category_id=12)], "category_id 12 is not among the ground truth's 2 categories"),
         ([hit(BOX, image_id="street.jpg")], r"image_id 'street.jpg' is not an integer"),
         ([hit(BOX, image_id=True)], r"image_id True is not an integer"),
+        ([hit(BOX, image_id=1 << 63)], r"image_id 9223372036854775808 is not an integer \(64 bits"),
+        ([hit(BOX, image_id="9" * 30)], r"is not an integer \(64 bits at most\)"),
+        ([hit(BOX, image_id=1.5)], r"image_id 1.5 is not an integer"),
         ([{"image_id": 1, "category_id": 1, "bbox": BOX}], r"detections\[0\]: has no 'score'"),
         ([None], r"detections\[0\]: has no 'score'"),
         ({"annotations": []}, "must be a list of detections"),
@@ -285,6 +288,8 @@ def test_files_are_named_in_the_refusal(tmp_path: Path) -> None:
     truth = tmp_path / "truth.json"
     with pytest.raises(UserError, match=r"truth\.json: no such ground truth file"):
         coco_evaluate(truth, [])
+    with pytest.raises(UserError, match="cannot be read as a ground truth file: Is a directory"):
+        coco_evaluate(tmp_path, [])
     truth.write_text('{"images": [],\n oops}')
     with pytest.raises(UserError, match=r"truth\.json:2: not a JSON file"):
         coco_evaluate(truth, [])
