@@ -67,10 +67,10 @@ class Detector:
         for label in classes or []:
             if not 0 <= label < len(self.names):
                 raise UserError(f"--classes {label}: the model has classes 0..{len(self.names) - 1}")
-        self.model = deploy(model).to(compute.device, memory_format=torch.channels_last).eval()
+        self.model = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
         self.compute, self.augment = compute, augment
         self.image_size = -(-image_size // self.stride) * self.stride
-        self.nms = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic}
+        self.nms: dict[str, Any] = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic}
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> torch.Tensor:

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             texts.write(batch, found)
 
     speed = arguments.task == "speed"
-    model = model.to(compute.device, memory_format=torch.channels_last).eval()
+    model = model.to(compute.device).to(memory_format=torch.channels_last).eval()
     print(f"{compute.words}; {size} px, batch {arguments.batch_size}, split {split}")
     outcome = validate(
         model,

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config, load_hyp
 from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
 from sp_yolo.engine.distributed import World
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
-from sp_yolo.models import build_model, load_weights, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
 
 DEFAULT_CFG = "yolov7-tiny"
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
@@ -40,7 +39,7 @@ def complete(config: Config, dataset: DatasetConfig) -> Config:
     return dataclasses.replace(config, img_size=size, epochs=epochs, cfg=cfg)
 
 
-def choose_hyp(config: Config, model: nn.Module) -> tuple[str, dict[str, Any]]:
+def choose_hyp(config: Config, model: DetectionModel) -> tuple[str, dict[str, Any]]:
     """Path and content of the recipe: ``--hyp``, or the one of this optimizer and model size."""
     name = config.hyp
     if not name:
@@ -53,7 +52,7 @@ def choose_hyp(config: Config, model: nn.Module) -> tuple[str, dict[str, Any]]:
     return str(find_file(name, "hyp")), load_hyp(name, overrides)
 
 
-def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> nn.Module:
+def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> DetectionModel:
     """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen."""
     if config.weights and not Path(config.weights).is_file():
         raise UserError(f"--weights {config.weights}: no such file (nothing is downloaded; '' trains from scratch)")
@@ -67,7 +66,7 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> nn.Modul
     return model
 
 
-def freeze(model: nn.Module, layers: tuple[int, ...], say: Any) -> None:
+def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
     """``--freeze n``: layers 0..n-1; ``--freeze a b c``: those layers. BatchNorm statistics go on adapting.
 
     Raises:

@@ -68,13 +68,13 @@ def select_compute(device_text: str, amp_text: str, local_rank: int = 0) -> Comp
     """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``."""
     device = select_device(device_text, local_rank)
     if device.type == "cuda":
-        fast = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        fast: torch.dtype | None = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         where = torch.cuda.get_device_name(device)
     else:
         fast = torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
         where = f"{device.type}, {torch.get_num_threads()} threads"
     if amp_text == "fp16" and device.type != "cuda":
         raise UserError(f"--amp fp16: needs a CUDA device, this run uses {device.type}")
-    amp = {"auto": fast, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp_text]
+    amp: torch.dtype | None = {"auto": fast, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp_text]
     words = "float32" if amp is None else f"autocast {str(amp).removeprefix('torch.')}"
     return Compute(device, amp, f"{where}, {words}, channels_last")

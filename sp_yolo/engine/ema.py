@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class ModelEma:
+
+class ModelEma(Generic[Model]):
     """Average of every floating-point entry of a model's state_dict (specification, training §4.6).
 
     update n: d = decay * (1 - exp(-n / ramp)); v <- d * v + (1 - d) * model. Integer buffers keep their first value.
     ``module`` is the averaged model, in eval mode, without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000.0, updates: int = 0) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, decay: float = 0.9999, ramp: float = 2000.0, updates: int = 0) -> None:
+        self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.ramp, self.updates = decay, ramp, updates
 
     def decay_at(self, updates: int) -> float:

@@ -83,7 +83,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------- building
     def _round_sizes(self) -> None:
         given = self.config.img_size
-        sizes = tuple(math.ceil(size / self.stride) * self.stride for size in given)
+        train, test = (math.ceil(size / self.stride) * self.stride for size in given)
+        sizes = (train, test)
         if sizes != given:
             self.say(f"--img-size {list(given)} rounded up to {list(sizes)}: multiples of {self.stride}")
             self.config = dataclasses.replace(self.config, img_size=sizes)
@@ -119,7 +120,7 @@ class Trainer:
         config, hyp, device = self.config, self.hyp, self.compute.device
         if config.compat:
             self.model.half().float()  # as the original (specification, training §4.1)
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)
         run = {"epochs": config.epochs, "batches_per_epoch": self.loader.batches_per_epoch}
         run["batch_size"] = min(config.batch_size, len(self.train_data))
         length = fit_to_run(hyp, **run, compat=config.compat)
@@ -240,7 +241,7 @@ class Trainer:
         with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             with self.compute.autocast():
                 raw_maps = self.network(images)
-                loss, parts = self.loss(raw_maps, batch.targets, tuple(images.shape[2:]))
+                loss, parts = self.loss(raw_maps, batch.targets, (images.shape[2], images.shape[3]))
             if self.compute.device.type == "cpu" and not torch.isfinite(loss):
                 raise NonFiniteError(self._non_finite_words(parts, batch))
             self.scaler.scale(loss * self.world.size * (4 if config.quad else 1)).backward()

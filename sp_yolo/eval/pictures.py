@@ -61,7 +61,7 @@ def draw_mosaic(
     tile_h, tile_w = max(round(height * scale), 1), max(round(width * scale), 1)
     canvas = np.full((rows * tile_h, columns * tile_w, 3), 255, np.uint8)
     for index in range(count):
-        tile = np.ascontiguousarray(pixels[index])
+        tile = pixels[index].copy()  # the batch itself stays as it is
         if scale < 1:
             tile = cv2.resize(tile, (tile_w, tile_h), interpolation=cv2.INTER_AREA)
         for row in np.asarray(boxes[index], dtype=np.float64).reshape(-1, np.shape(boxes[index])[-1] or 5):

@@ -214,3 +214,10 @@ def test_report_file_is_json_serialisable_from_paths(tmp_path: Path) -> None:
         path.write_text(json.dumps(content))
     write_report(tmp_path, coco_evaluate(*paths), *paths, title="run")
     assert not (tmp_path / "detections.json").exists()  # the caller's file is there already
+
+
+def test_mosaic_leaves_the_batch_alone(tmp_path: Path) -> None:
+    """A batch in channels_last memory is one view away from the drawing."""
+    images = torch.full((2, 32, 32, 3), 90, dtype=torch.uint8).permute(0, 3, 1, 2)
+    draw_mosaic(images, [np.array([[2, 2, 20, 20, 0.0]])] * 2, NAMES, tmp_path / "x.png")
+    assert images.unique().tolist() == [90]

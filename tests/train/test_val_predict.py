@@ -1,0 +1,126 @@
+"""`sp-yolo val` gives the trainer's figures to the bit; `sp-yolo predict` on files, folders, globs, videos and mistakes."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import small
+
+from sp_yolo.boxes import xyxy_to_cxcywh
+from sp_yolo.cli import main, main_train
+
+
+@pytest.fixture(scope="module")
+def trained(toy_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory; its weights are poor, so detections need a low threshold."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.set_num_threads(1)
+    flags = small(toy_yaml, "--epochs", "4", "--project", str(folder), "--set", "mosaic=0", "--set", "lr0=0.05")
+    assert main_train(flags) == 0
+    return folder / "exp"
+
+
+def test_val_repeats_the_figures_of_training(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    weights = str(trained / "weights" / "best.pt")
+    flags = ["--weights", weights, "--batch", "8", "--workers", "0", "--save-json", "--save-txt", "--save-conf"]
+    assert main(["val", *flags]) == 0
+    out = capsys.readouterr().out
+    summary = json.loads((trained / "summary.json").read_text())["best"]
+    lines = [line for line in out.splitlines() if "Average" in line]
+    assert [float(line.rsplit("=", 1)[1]) for line in lines] == [round(value, 3) for value in summary["stats"]]
+
+    run = trained / "runs" / "test" / "exp"
+    assert main(["eval", str(toy_truth(trained)), str(run / "best_predictions.json")]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "Average" in line] == lines
+    found = json.loads((run / "best_predictions.json").read_text())
+    assert len(found) == len(json.loads((trained / "detections.json").read_text())) > 0
+    assert sorted(found[0]) == ["bbox", "category_id", "image_id", "score"]
+    rows = [line.split() for file in (run / "labels").glob("*.txt") for line in file.read_text().splitlines()]
+    assert len(rows) == len(found) and {len(row) for row in rows} == {6}
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+def toy_truth(trained: Path) -> Path:
+    data = torch.load(trained / "weights" / "best.pt", weights_only=True)["config"]["data"]
+    return Path(data).parent / "annotations" / "val.json"
+
+
+def test_val_tasks_and_hybrid(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = ["--weights", str(trained / "weights" / "best.pt"), "--workers", "0"]
+    assert main(["val", *weights, "--task", "speed"]) == 0
+    assert "ms NMS per image" in capsys.readouterr().out
+    assert main(["val", *weights, "--save-hybrid"]) == 0
+    hybrid = capsys.readouterr().out
+    # Labels taken for detections of confidence 1 find themselves: recall is all but complete.
+    assert float(next(line for line in hybrid.splitlines() if "IoU=0.50 " in line).rsplit("=", 1)[1]) > 0.95
+    assert main(["val", *weights, "--augment", "--task", "train"]) == 0
+    assert main(["val", *weights, "--task", "test"]) == 2
+    assert "no 'test' split" in capsys.readouterr().err
+    assert main(["val", *weights, "--conf", "7"]) == 2
+
+
+def predict(trained: Path, source: str, *more: str) -> int:
+    flags = ["--weights", str(trained / "weights" / "best.pt"), "--source", source, "--img", "64", "--conf", "0.001"]
+    return main(["predict", *flags, "--device", "cpu", *more])
+
+
+def test_predict_on_files(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = toy_truth(trained).parents[1] / "images" / "val"
+    assert predict(trained, str(images), "--save-txt", "--save-json", "--save-conf") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9  # one per image, one that says where the results are
+    run = tmp_path / "runs" / "detect" / "exp"
+    records = json.loads((run / "detections.json").read_text())
+    assert len(records) == 8 and sum(len(record["detections"]) for record in records) > 0
+    record = max(records, key=lambda entry: len(entry["detections"]))
+    stem = Path(record["image"]).stem
+    text = [list(map(float, line.split())) for line in (run / "labels" / f"{stem}.txt").read_text().splitlines()]
+    best = record["detections"][0]
+    expected = xyxy_to_cxcywh(np.array(best["box_xyxy"])) / 64
+    np.testing.assert_allclose(text[-1][1:5], expected, atol=1e-5)
+    assert cv2.imread(str(run / f"{stem}.jpg")).shape == (64, 64, 3)
+
+    assert predict(trained, str(images / "*_000[0-2].jpg"), "--nosave") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert not list((tmp_path / "runs" / "detect" / "exp2").glob("*.jpg"))
+
+
+def test_predict_on_a_video(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = cv2.VideoWriter("in.avi", cv2.VideoWriter.fourcc(*"MJPG"), 5, (96, 64))
+    for shade in (40, 120, 200):
+        writer.write(np.full((64, 96, 3), shade, np.uint8))
+    writer.release()
+    assert predict(trained, "in.avi") == 0
+    assert "in.avi frame 2: 96x64" in capsys.readouterr().out
+    capture = cv2.VideoCapture("runs/detect/exp/in.mp4")
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+
+
+def test_predict_mistakes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "bad.jpg").write_text("not an image")
+    assert predict(trained, "bad.jpg") == 0
+    assert "bad.jpg: skipped" in capsys.readouterr().out
+    for source in ("nosuch.jpg", "folder", "*.png"):
+        assert predict(trained, source) == 2
+        assert f"--source {source}" in capsys.readouterr().err
+    assert predict(trained, "bad.jpg", "--classes", "99") == 2
+    assert "--classes 99" in capsys.readouterr().err
