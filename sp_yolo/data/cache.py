@@ -78,7 +78,10 @@ class DiskCache:
     def __call__(self, index: int) -> np.ndarray:
         if not self._usable:
             return self._load(index)
-        status = os.stat(self._paths[index])
+        try:
+            status = os.stat(self._paths[index])
+        except OSError:
+            return self._load(index)  # which says what is the matter
         key = f"{self._paths[index]}|{status.st_size}|{status.st_mtime_ns}|{self._variant}"
         kept = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -153,15 +155,20 @@ class Loader:
         """
         self._plan.batches = self._order(epoch, image_weights)[start_batch:]
         try:
-            for batch in self._torch_loader:
+            for batch in _iterate(self._torch_loader):
                 if isinstance(batch, SPYoloError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # the last three: a batch was announced, but the worker that holds its memory is gone
+            if not self._torch_loader.num_workers or (
+                isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
+            ):
                 raise
-            reason = str(error).splitlines()[0]
-            raise EnvironmentFault(f"{reason} Often memory or /dev/shm is full: try fewer --workers.") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise EnvironmentFault(
+                f"a data worker process died ({reason}): often memory or /dev/shm is full, try fewer --workers"
+            ) from None
 
     def _order(self, epoch: int, image_weights: np.ndarray | None) -> list[list[_Key]]:
         """The keys of this rank's batches. Global batch k is the same for any number of ranks that share it."""
@@ -248,6 +255,17 @@ def _number_repeats(epoch: int, indices: np.ndarray, repeat: int = 0) -> list[_K
         seen[index] = times + 1
         keys.append(_Key(epoch, index, times))
     return keys
+
+
+def _iterate(torch_loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Start an epoch. torch installs a SIGCHLD handler that throws a worker's death into whatever code runs just then;
+    without it the death is noticed here, at the next batch, where it can be put into words."""
+    in_main_thread = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    before = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
+    iterator = iter(torch_loader)
+    if in_main_thread:
+        signal.signal(signal.SIGCHLD, before)
+    return iterator
 
 
 def _unchanged(batch: Any) -> Any:

@@ -94,6 +94,15 @@ def test_mosaic_shows_every_object_where_its_box_says() -> None:
         assert (mosaic.image == value).all(2).sum() == (x2 - x1) * (y2 - y1)
 
 
+def test_what_the_canvas_cuts_off_does_not_count_against_a_box() -> None:
+    # 8 % of the object is on the canvas and all of that stays: judged by the whole object it would be dropped
+    tile = Sample(picture(64, 64), np.zeros(1, np.float32), np.array([[2, 0, 62, 64]], np.float32))
+    empty = Sample(picture(64, 64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+    mosaic = augment.mosaic4([tile, empty, empty, empty], 64, (64, 7))
+    np.testing.assert_allclose(mosaic.boxes_xyxy, [[0, 0, 5, 64]])
+    assert len(augment.warp(mosaic, WarpDraws()).classes) == 1
+
+
 def test_mosaic9_window_equals_a_cut_from_the_full_canvas() -> None:
     rng = np.random.default_rng(0)
     tiles = []

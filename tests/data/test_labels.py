@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,13 @@ def test_voc_boxes_in_pixels_and_difficult_as_ignore(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.labels, [[0, 0.2, 0.2, 0.2, 0.2]], atol=1e-7)
     assert found.truth is not None
     np.testing.assert_allclose(found.truth, [[0, 6, 4, 12, 8, 96, 0], [1, 30, 20, 30, 20, 600, 1]])
+
+
+def test_a_box_across_the_border_is_clipped(tmp_path: Path) -> None:
+    found = _voc(
+        tmp_path, f"<annotation>{voc_object(box=(-6, -4, 6, 4))}{voc_object(box=(54, 36, 66, 48))}</annotation>"
+    )
+    np.testing.assert_allclose(found.labels, [[0, 0.05, 0.05, 0.1, 0.1], [0, 0.95, 0.95, 0.1, 0.1]], atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,7 @@ def _check(found: LabelFile) -> None:
     assert "\n" not in str(found.problems)
 
 
-EXAMPLES = settings(max_examples=120, deadline=None)
+EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")), deadline=None)
 NUMBERS = st.one_of(
     st.floats(0, 1).map(str),
     st.integers(-1, 4).map(str),
