@@ -120,7 +120,7 @@ def patch_yolov7(
             stack.enter_context(patches.modern_stack(lambda: _device(models)))
         stack.enter_context(_noted(_model_class(host), models))
         if compat:
-            stack.enter_context(patches.local_weights([m for m in list(sys.modules.values()) if host.owns(m)]))
+            stack.enter_context(patches.local_weights(_modules(host, "utils.google_utils")))
         stack.enter_context(replaced_optimizer("SGD", host_sgd(models, optimizers, settings, report)))
         stack.enter_context(replaced_optimizer("Adam", _refused_adam()))
         stack.callback(register_optimizer_step_pre_hook(_only_ours(models)).remove)
@@ -161,6 +161,13 @@ def _model_class(host: Host) -> type[nn.Module]:
     if not isinstance(found, type) or not issubclass(found, nn.Module):
         raise UserError(f"{host.directory}: models/yolo.py has no class Model, the network that train.py builds")
     return found
+
+
+def _modules(host: Host, name: str) -> list[ModuleType]:
+    """The host's modules loaded so far, the one called ``name`` among them if there is such a file."""
+    if (host.directory / f"{name.replace('.', '/')}.py").is_file():
+        importlib.import_module(host.module(name))
+    return [module for module in list(sys.modules.values()) if host.owns(module)]
 
 
 @contextmanager
