@@ -293,5 +293,6 @@ def _plan(rows: Sequence[Row], computed: Sequence[int]) -> list[tuple[int, tuple
     last_use = {source: index for index in computed for source in rows[index].sources}
     available = {-1, *computed}
     return [
-        (index, tuple(s for s in rows[index].sources if last_use[s] == index and s in available)) for index in computed
+        (index, tuple(s for s in dict.fromkeys(rows[index].sources) if last_use[s] == index and s in available))
+        for index in computed
     ]

@@ -83,9 +83,12 @@ def _check_head(state: Mapping[str, Tensor], path: str) -> None:
     if "ia.0.implicit" in own:
         needed |= {f"{kind}.{level}.implicit" for level in range(levels) for kind in ("ia", "im")}
     absent = sorted(needed - set(own))
-    if not levels or absent or any(own[key].ndim != 4 for key in needed if key.endswith((".weight", "implicit"))):
+    dimensions = {"anchors": 3, "weight": 4, "bias": 1, "implicit": 4}
+    if not levels or absent or any(own[key].ndim != dimensions[key.split(".")[-1]] for key in needed):
         reason = f"{absent[0]} is missing" if absent else "shapes are wrong"
         raise UserError(f"{path}: its detection head is not one of YOLOv7: {reason}")
+    if own["anchor_grid"].shape[2] == 0 or _num_classes(state) < 1:
+        raise UserError(f"{path}: its detection head has no anchors or no classes")
 
 
 def _plain_key(key: str) -> str:

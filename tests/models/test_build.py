@@ -87,6 +87,7 @@ def test_width_and_depth_multiples(tmp_path: Path) -> None:
     assert model.model[0].conv.out_channels == 16 and model.model[1].conv.out_channels == 8
     assert isinstance(model.model[2], nn.Sequential) and len(model.model[2]) == 3
     assert "model.2.2.conv.weight" in model.state_dict()
+    assert len(model(torch.zeros(2, 3, 64, 64))) == 2  # row 5 takes one layer twice
 
 
 def test_output_convolutions_are_not_scaled(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import operator
 import os
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_original import save_original
 
-from sp_yolo.errors import StorageError, UserError
-from sp_yolo.models import load_weights, model_from_weights, read_checkpoint
+from sp_yolo.errors import SPYoloError, StorageError, UserError
+from sp_yolo.models import build_model, load_weights, model_from_weights, read_checkpoint
 
 
 def write_archive(path: Path, data: bytes, storages: dict[str, bytes] | None = None, compression: int = 0) -> Path:
@@ -193,6 +195,37 @@ ABUSES = {
 def test_abuse_of_what_is_allowed(name: str, tmp_path: Path) -> None:
     data, reason = ABUSES[name]
     assert reason in refused(write_archive(tmp_path / "bad.pt", data, {"0": struct.pack("<4f", 1, 2, 3, 4)}))
+
+
+def test_random_damage_never_becomes_a_traceback(tmp_path: Path) -> None:
+    """Bytes of a real checkpoint's pickle changed, removed or doubled, under a valid checksum: read, or refused."""
+    small = {
+        "nc": 2,
+        "anchors": [[10, 10]],
+        "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
+        "head": [[[0], 1, "IDetect", ["nc", "anchors"]]],
+    }
+    save_original(build_model(small), tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next(entry for entry in entries if entry.endswith("data.pkl"))
+    generator = random.Random(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(150):
+        data = bytearray(entries[name])
+        at = generator.randrange(len(data))
+        change = generator.randrange(3)
+        data[at : at + (change > 0)] = [b"", bytes([generator.randrange(256)]), data[at : at + 20] * 2][change]
+        with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
+            for entry, content in entries.items():
+                archive.writestr(entry, bytes(data) if entry == name else content)
+        try:
+            model_from_weights(tmp_path / "bad.pt")
+            outcomes["read"] += 1
+        except SPYoloError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 10, outcomes
 
 
 def test_compressed_storage_is_a_bomb(tmp_path: Path) -> None:
