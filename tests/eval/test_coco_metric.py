@@ -179,6 +179,18 @@ def test_precision_recall_f1_by_hand() -> None:
     assert [(c.images, c.labels) for c in result.per_class] == [(1, 2), (1, 1)]
 
 
+def test_a_detection_counts_at_a_confidence_equal_to_its_score() -> None:
+    curves = coco_evaluate(truth_of({"bbox": BOX}), [hit(BOX, 1.0)]).curves
+    assert curves.recall[0, -1] == curves.precision[0, -1] == 1.0
+
+
+def test_precision_sees_the_hundred_best_of_an_image_as_the_metric_does() -> None:
+    for labelled in (False, True):
+        truth = truth_of({"bbox": BOX}, *([{"bbox": FAR, "image_id": 2}] if labelled else []))
+        found = [hit(BOX, 0.5), *(hit([400.0 + n, 400.0, 9.0, 9.0], 0.9, 2) for n in range(150))]
+        assert coco_evaluate(truth, found).precision == pytest.approx(1 / 101)
+
+
 def test_size_figures_per_class() -> None:
     small, large = [5.0, 5.0, 10.0, 10.0], [100.0, 100.0, 200.0, 200.0]
     result = coco_evaluate(truth_of({"bbox": small}, {"bbox": large}), [hit(large)])
