@@ -4,7 +4,8 @@
 
 One unit is ten steps, so that SP's proximal step (every ten steps, ranking all prunable weights) is in it once. The
 parameters are those of the named network, in the order and shapes it has; the gradients are random and fixed. Each
-round times every optimizer once, in turn; the table gives the median of the rounds' ratios and their range.
+round times every optimizer once, in turn; the table gives the median of the rounds' ratios and their range. One thread
+is timed in CPU seconds, which other programs on the machine disturb less; several threads in wall seconds.
 """
 
 from __future__ import annotations
@@ -75,10 +76,11 @@ def prepared(name: str, variant: str) -> torch.optim.Optimizer:
 
 
 def unit_seconds(optimizer: torch.optim.Optimizer) -> float:
-    begin = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
     for _ in range(STEPS):
         optimizer.step()
-    return (time.perf_counter() - begin) / STEPS
+    return (clock() - begin) / STEPS
 
 
 def measure(name: str, variants: list[str], rounds: int) -> None:

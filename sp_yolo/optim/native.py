@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from sp_yolo.optim.saliency import FISHER_DECAY
-from sp_yolo.optim.update import CARRIED, Batch, is_dense, like_parameter
+from sp_yolo.optim.saliency import keep_masks as select
+from sp_yolo.optim.update import CARRIED, Batch, flat, is_dense, like_parameter
 
 # Elements per piece of work: what two threads share out between them.
 PIECE = 1 << 20
 _COLUMNS = 7
+_BINS = 1 << 12
 
 SOURCE = r"""
 #include <stdint.h>
@@ -90,6 +92,41 @@ static inline __attribute__((always_inline)) void run(
     out[0] = ss; out[1] = sg;
 }
 
+static inline int32_t bin_of(float saliency) {
+    union { float value; int32_t bits; } word = { saliency };
+    /* exponent and four bits of mantissa: 4096 bins, ordered as the floats are; a NaN of either sign comes last */
+    return (word.bits >> 19) & 4095;
+}
+
+static inline float saliency_of(float x, const float *h, int64_t i) {
+    float squared = x * x;
+    if (h) squared *= h[i];
+    return 0.5f * squared;
+}
+
+/* free weights per bin; returns how many are held */
+int64_t sp_histogram(const float *x, const float *h, const uint8_t *mask, int64_t n, int64_t *counts) {
+    int64_t held = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (mask && !mask[i]) held++;
+        else counts[bin_of(saliency_of(x[i], h, i))]++;
+    }
+    return held;
+}
+
+/* keep: above the bin; the bin's own weights go to values and places; returns their number */
+int64_t sp_collect(const float *x, const float *h, const uint8_t *mask, int64_t n, int32_t bin,
+                   uint8_t *keep, float *values, int64_t *places) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float saliency = saliency_of(x[i], h, i);
+        int32_t own = bin_of(saliency), available = !mask || mask[i];
+        keep[i] = available && own > bin;
+        if (available && own == bin) { values[found] = saliency; places[found++] = i; }
+    }
+    return found;
+}
+
 void sp_update(const piece *pieces, int64_t count, const settings *c, double *out) {
     for (int64_t p = 0; p < count; p++) {
         piece t = pieces[p];
@@ -124,18 +161,23 @@ def library() -> ctypes.CDLL | None:
         command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(shared), str(source)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
-            return ctypes.CDLL(str(shared))
+            kernels = ctypes.CDLL(str(shared))
         except (OSError, subprocess.SubprocessError):
             return None
+    kernels.sp_histogram.restype = kernels.sp_collect.restype = ctypes.c_int64
+    return kernels
+
+
+def plain(tensor: Tensor) -> bool:
+    """What the kernels read: float32 on a CPU, dense in memory."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and is_dense(tensor)
 
 
 def supports(batch: Batch) -> bool:
-    """float32 on a CPU, dense in memory, without the diagonal."""
-    if batch.diagonal or batch.params[0].device.type != "cpu":
+    """Plain parameters with float32 gradients, without the diagonal."""
+    if batch.diagonal:
         return False
-    return all(
-        p.dtype == g.dtype == torch.float32 and is_dense(p) for p, g in zip(batch.params, batch.grads, strict=True)
-    )
+    return all(plain(p) and g.dtype == p.dtype for p, g in zip(batch.params, batch.grads, strict=True))
 
 
 class Native:
@@ -221,3 +263,34 @@ class Native:
         for owner, value in zip(self.owners, values, strict=True):
             totals[owner] += value
         return totals
+
+
+def keep_masks(
+    kernels: ctypes.CDLL, params: list[Tensor], squares: list[Tensor | None], masks: list[Tensor | None], count: int
+) -> tuple[list[Tensor], Tensor] | None:
+    """``saliency.keep_masks`` of 0.5 h x^2 without storing it: a histogram over the floats' leading bits, then an exact
+    selection inside one bin. Ties by index in memory. None if no more than the held weights are to be zero."""
+    rows = [
+        [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in row] + [ctypes.c_int64(row[0].numel())]
+        for row in zip(params, squares, masks, strict=True)
+    ]
+    counts = torch.zeros(_BINS, dtype=torch.int64)
+    rank = count - sum(kernels.sp_histogram(*row, ctypes.c_void_p(counts.data_ptr())) for row in rows)
+    if rank <= 0:
+        return None
+    cumulative = counts.cumsum(0)
+    chosen = int(torch.searchsorted(cumulative, rank))
+    size = int(counts[chosen])
+    values, places = torch.empty(size), torch.empty(size, dtype=torch.int64)
+    sizes: list[int] = []
+    keep: list[Tensor] = []
+    for param, row in zip(params, rows, strict=True):
+        kept = torch.empty_like(param, dtype=torch.bool)
+        offset = sum(sizes)
+        ends = (kept.data_ptr(), values.data_ptr() + 4 * offset, places.data_ptr() + 8 * offset)
+        sizes.append(kernels.sp_collect(*row, ctypes.c_int32(chosen), *map(ctypes.c_void_p, ends)))
+        keep.append(kept)
+    inner, threshold = select([values], rank - int(cumulative[chosen]) + size)
+    for kept, place, stay in zip(keep, places.split(sizes), inner[0].split(sizes), strict=True):
+        flat(kept)[place] = stay
+    return keep, threshold

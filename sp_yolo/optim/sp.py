@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, parameter_damping, rayleigh_quotient
-from sp_yolo.optim.native import Native, library, supports
+from sp_yolo.optim import native
+from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, rayleigh_quotient
 from sp_yolo.optim.paper import paper_update
-from sp_yolo.optim.saliency import keep_masks, last_prox, prox_due, prune_count, saliency, sigma_at
+from sp_yolo.optim.prune import forget_displacement, prune_group
+from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
 from sp_yolo.optim.settings import check_settings, prunable_flags, prunable_params, reference_lr
 from sp_yolo.optim.update import CARRIED, Batch, MultiTensor, SingleTensor, like_parameter
 
@@ -176,12 +177,12 @@ class SP(Optimizer):
             self._prune(model["step"])
         model["step"] += 1
 
-    def _path_of(self, batch: Batch, on_device: bool) -> MultiTensor | SingleTensor | Native:
+    def _path_of(self, batch: Batch, on_device: bool) -> MultiTensor | SingleTensor | native.Native:
         if on_device:
             return MultiTensor(batch)
         wanted = self.param_groups[0]["compile"] and self.param_groups[0]["mode"] == "robust"
-        kernels = library() if wanted and supports(batch) else None
-        return Native(batch, kernels) if kernels else SingleTensor(batch)
+        kernels = native.library() if wanted and native.supports(batch) else None
+        return native.Native(batch, kernels) if kernels else SingleTensor(batch)
 
     @staticmethod
     def _all_finite(products: list[list[Any]], on_device: bool) -> Tensor:
@@ -220,59 +221,21 @@ class SP(Optimizer):
         return r * model["gamma"]
 
     def _prune(self, step: int) -> None:
-        """The proximal step, eqs. (5) and (18), of every group for which it is due."""
+        """The proximal step of every group for which it is due."""
         pruned = False
         for group in self.param_groups:
             schedule = (group["start"], group["end"], group["total_steps"])
             params = [p for p in prunable_params(group) if p in self.state] if group["sigma"] else []
-            if params and prox_due(step, group["every"], *schedule):
-                count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
-                if count:
-                    self._rank(group, params, count)
-                    pruned = True
+            if not params or not prox_due(step, group["every"], *schedule):
+                continue
+            count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
+            if count:
+                lr_ref = reference_lr([g["lr"] for g in self.param_groups])
+                r_gamma = rayleigh_quotient(self._model["ess"], self._model["esy"], lr_ref) * self._model["gamma"]
+                prune_group(group, params, self.state, count, r_gamma, group["compile"] and not self._on_device())
+                pruned = True
         if pruned:
-            self._forget_displacement()
-
-    def _rank(self, group: dict[str, Any], params: list[Tensor], count: int) -> None:
-        """Zero the ``count`` weights of least saliency among all ``params``."""
-        saliencies = []
-        for param in params:
-            score = self._saliency(group, param)
-            if "mask" in self.state[param]:
-                # Held zeros rank first, at -1: another weight whose saliency happens to be 0 does not set them free.
-                free = self.state[param]["mask"].view(torch.uint8)
-                self.state[param]["momentum_buffer"].mul_(free)
-                score.sub_(free.bitwise_xor(1))
-            saliencies.append(score)
-        masks, group["threshold"] = keep_masks(saliencies, count)
-        for param, mask in zip(params, masks, strict=True):
-            if group["held"]:
-                self.state[param]["mask"] = torch.empty_like(param, dtype=torch.bool).copy_(mask)
-            param.mul_(mask.view(torch.uint8))
-            self.state[param]["momentum_buffer"].mul_(mask.view(torch.uint8))
-
-    def _forget_displacement(self) -> None:
-        """The proximal jump would enter the next secant pair and break training: a displacement of 0 is no pair."""
-        for param, state in self.state.items():
-            if isinstance(param, Tensor):
-                state["displacement"].zero_()
-                for name in CARRIED:
-                    if isinstance(state[name], Tensor):
-                        state[name].zero_()
-                    else:
-                        state[name] = 0.0
-
-    def _saliency(self, group: dict[str, Any], param: Tensor) -> Tensor:
-        """S of one tensor, eq. (5)."""
-        wide = param.to(self.state[param]["momentum_buffer"].dtype)
-        if group["saliency"] == "fisher":
-            return saliency(wide, self.state[param]["square_avg"])
-        if group["damping"] == "none":
-            return saliency(wide)
-        model = self._model
-        r = rayleigh_quotient(model["ess"], model["esy"], reference_lr([g["lr"] for g in self.param_groups]))
-        r_gamma = (r * model["gamma"]).to(wide.device, wide.dtype)
-        return saliency(wide, 1.0 / parameter_damping(wide, r_gamma, group["damping_bounds"]))
+            forget_displacement(state for param, state in self.state.items() if isinstance(param, Tensor))
 
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros among the prunable weights of each group, by group name; 0 where nothing is prunable."""

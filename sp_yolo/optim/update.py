@@ -87,9 +87,14 @@ def like_parameter(tensor: Tensor, param: Tensor) -> Tensor:
     return torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
 
 
+def flat(tensor: Tensor) -> Tensor:
+    """A dense tensor as one row in memory order, sharing its memory."""
+    return tensor if tensor.ndim == 1 and tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+
+
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """A dense tensor as rows of at most BLOCK elements in memory order, sharing its memory."""
-    row = tensor if tensor.ndim == 1 and tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+    row = flat(tensor)
     return row.split(BLOCK) if row.numel() > BLOCK else (row,)
 
 

@@ -30,9 +30,8 @@ CASES = {
 PATHS = {
     "single": {"foreach": False},
     "foreach": {"foreach": True},
-    "capturable": {"capturable": True},
-    "native": {"compile": True},
 }
+IN_FLOAT32 = {**PATHS, "native": {"compile": True}}
 
 
 class Problem:
@@ -53,7 +52,8 @@ class Problem:
 def run_both(case, path, dtype, steps=STEPS, each_step=None):
     """Feed SP and the oracle the gradients at the oracle's point; returns (parameters of SP, oracle)."""
     problem = Problem()
-    settings = [dict(case), {**case, "lr": 0.5 * case.get("lr", 0.1), "sigma": 0.5 * case.get("sigma", 0.0)}]
+    halved = {"lr": 0.5 * case.get("lr", 0.1), "sigma": 0.5 * case.get("sigma", 0.0)}
+    settings = [dict(case), {**case, **halved, "momentum": 0.8 * case.get("momentum", 0.9)}]
     oracle = Robust(list(zip(problem.start, settings)))
     params = [[torch.nn.Parameter(torch.tensor(x, dtype=dtype)) for x in xs] for xs in problem.start]
     optimizer = SP([{"params": ps, **cfg} for ps, cfg in zip(params, settings)], **path)
@@ -87,10 +87,10 @@ def test_float64_agrees_to_rounding(case, path):
     assert abs(float(model["ess"]) / oracle.ess - 1) < 1e-10
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", IN_FLOAT32)
 @pytest.mark.parametrize("case", CASES)
 def test_float32_agrees(case, path):
-    params, _, oracle = run_both(CASES[case], PATHS[path], torch.float32)
+    params, _, oracle = run_both(CASES[case], IN_FLOAT32[path], torch.float32)
     assert distance(params, oracle) < 1e-5
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo.optim import SP
+from sp_yolo.optim import SP, native
 from sp_yolo.optim import saliency as sal
 
 
@@ -27,6 +27,9 @@ def test_prox_minimises_the_penalised_distance(seed):
             ),
         )
         assert keep.int().tolist() == list(best)
+
+
+PATHS = [{"foreach": False}, {"foreach": True}, {"compile": True}]
 
 
 def by_argsort(arrays, count):
@@ -73,6 +76,30 @@ def test_a_bracket_that_misses_still_selects_exactly():
     assert float(threshold) == 9.0
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("fisher", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_native_selection_is_the_same(held, fisher, rounded):
+    """From x and h without storing S; ``rounded`` weights give many ties. Needs the C compiler of the test machine."""
+    kernels = native.library()
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(17, 33), (5, 4, 3, 3), (1000, 3)]
+    params = [torch.randn(s, generator=generator) * 0.1**i for i, s in enumerate(shapes)]
+    params = [p.round(decimals=1) if rounded else p for p in params]
+    squares = [torch.rand(s, generator=generator) if fisher else None for s in shapes]
+    masks = [torch.rand(s, generator=generator) > 0.4 if held else None for s in shapes]
+    params = [p if m is None else p * m for p, m in zip(params, masks, strict=True)]
+    scores = [sal.saliency(p, h) for p, h in zip(params, squares, strict=True)]
+    scores = [s if m is None else torch.where(m, s, -1.0) for s, m in zip(scores, masks, strict=True)]
+    holding = sum(0 if m is None else int((~m).sum()) for m in masks)
+    n = sum(p.numel() for p in params)
+    for count in (holding + 1, n // 2, int(0.8 * n), n - 1, n):
+        found, threshold = native.keep_masks(kernels, params, squares, masks, count)
+        expected, reference = sal.keep_masks(scores, count)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and threshold == reference
+    assert native.keep_masks(kernels, params, squares, masks, holding) is None
+
+
 def test_nan_ranks_last():
     (keep,), _ = sal.keep_masks([torch.tensor([float("nan"), 1.0, 2.0])], 2)
     assert keep.tolist() == [True, False, False]
@@ -108,10 +135,10 @@ def run(params, optimizer, steps, scale=1.0):
         optimizer.step()
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_group_is_ranked_as_one(foreach):
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_group_is_ranked_as_one(path):
     """One threshold per group: a tensor of small weights loses more than its share, the total is exact."""
-    params, optimizer = one_group(sigma=0.5, total_steps=100, saliency="damping", foreach=foreach, lr=1e-3)
+    params, optimizer = one_group(sigma=0.5, total_steps=100, saliency="damping", **path, lr=1e-3)
     with torch.no_grad():
         params[0].mul_(0.01)
     run(params, optimizer, 70)
@@ -120,9 +147,9 @@ def test_group_is_ranked_as_one(foreach):
     assert optimizer.sparsity() == {"weights": 0.5}
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_held_zeros_stay_and_released_ones_grow(foreach):
-    params, optimizer = one_group(sigma=0.5, total_steps=100, foreach=foreach)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_held_zeros_stay_and_released_ones_grow(path):
+    params, optimizer = one_group(sigma=0.5, total_steps=100, **path)
     run(params, optimizer, 66)
     held = [p == 0 for p in params]
     run(params, optimizer, 30)
@@ -133,9 +160,9 @@ def test_held_zeros_stay_and_released_ones_grow(foreach):
     assert optimizer.sparsity()["weights"] < 0.01
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_held_zeros_survive_other_weights_being_loaded(foreach):
-    params, optimizer = one_group(sigma=0.5, total_steps=100, foreach=foreach)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_held_zeros_survive_other_weights_being_loaded(path):
+    params, optimizer = one_group(sigma=0.5, total_steps=100, **path)
     run(params, optimizer, 66)
     held = [p == 0 for p in params]
     with torch.no_grad():

@@ -299,6 +299,42 @@ def test_blocks_are_invisible(monkeypatch, path):
     assert torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
+def test_native_path_says_so_and_falls_back(monkeypatch):
+    """Without a compiler the torch path runs, silently; bf16 and the diagonal are torch's too."""
+    from sp_yolo.optim import native
+
+    def path_of(dtype=torch.float32, **settings):
+        model = network(dtype)
+        optimizer = SP(model.parameters(), compile=True, **settings)
+        assert optimizer.path == "none"
+        train(model, optimizer, 2)
+        return optimizer.path
+
+    assert path_of() == "native"
+    assert path_of(torch.bfloat16) == path_of(damping="diagonal") == "single-tensor"
+    assert path_of(mode="paper") == "single-tensor" and path_of(foreach=True) == "multi-tensor"
+    for compiler in ("/nonexistent/cc", "false"):
+        monkeypatch.setenv("CC", compiler)
+        native.library.cache_clear()
+        assert path_of(sigma=0.5, every=1) == "single-tensor"
+    native.library.cache_clear()
+
+
+def test_native_threads_share_out_the_work(monkeypatch):
+    from sp_yolo.optim import native
+
+    monkeypatch.setattr(native, "PIECE", 64)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        model = network()
+        train(model, SP(model.parameters(), compile=True, **PRUNED), 10)
+        results.append(weights(model))
+    torch.set_num_threads(threads)
+    assert torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
 @on_every_path
 def test_low_precision_parameters_have_float32_state(path):
     model = network(torch.bfloat16)
@@ -389,3 +425,19 @@ def test_import_needs_torch_only():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+if torch.cuda.is_available():
+
+    def test_no_host_synchronisation_on_cuda():
+        model = network().cuda()
+        optimizer = SP(model.parameters(), sigma=0.5, every=2)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
