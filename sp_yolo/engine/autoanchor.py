@@ -78,7 +78,7 @@ def _kmeans(wh: np.ndarray, count: int, generator: np.random.Generator) -> np.nd
             gaps = np.square(points[:, None] - centres).sum(2)
             nearest = gaps.argmin(1)
             previous, distance = distance, float(np.sqrt(gaps.min(1)).mean())
-            if previous - distance <= KMEANS_TOLERANCE:
+            if not previous - distance > KMEANS_TOLERANCE:  # so written, not-a-number ends it too
                 break
             size = np.bincount(nearest, minlength=count)
             sums = np.stack([np.bincount(nearest, axis, count) for axis in points.T], 1)
