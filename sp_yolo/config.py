@@ -266,8 +266,9 @@ class DatasetConfig:
     """What a dataset YAML says.
 
     ``train``/``val``/``test``: entries of each split: absolute paths of image folders, list files or COCO json
-    files; for ``format: voc`` the names of splits (``train`` or ``VOC2007/trainval``) below ``root``. ``images``: image folder of
-    each COCO json split. ``names``: class names, index = class. ``generate``: a generator to run first ("toy").
+    files; for ``format: voc`` the names of splits (``train`` or ``VOC2007/trainval``) below ``root``. ``images``:
+    image folder of each COCO json split. ``names``: class names, index = class. ``generate``: a generator to run
+    first ("toy").
     """
 
     path: Path
@@ -409,7 +410,7 @@ class Config:
     notest: bool = False
     noautoanchor: bool = False
     evolve: bool = False
-    cache_images: bool = False
+    cache_images: str = ""
     image_weights: bool = False
     device: str = ""
     multi_scale: bool = False
@@ -466,6 +467,7 @@ def load_config(**options: Any) -> Config:
         (config.batch_size >= 1, "--batch-size", config.batch_size, "must be at least 1"),
         (len(config.img_size) == 2, "--img-size", config.img_size, "takes one or two sizes (train, test)"),
         (all(0 <= size <= 8192 for size in config.img_size), "--img-size", config.img_size, "must lie in 32..8192"),
+        (config.cache_images in ("", "ram", "disk"), "--cache-images", config.cache_images, "must be ram or disk"),
         (config.workers >= 0, "--workers", config.workers, "must be 0 or more"),
         (config.amp in ("auto", "off", "bf16", "fp16"), "--amp", config.amp, "must be auto, off, bf16 or fp16"),
         (config.patience >= 0, "--patience", config.patience, "must be 0 (off) or more"),

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--nosave", action="store_true", help="save only the last epoch")
     option("--notest", action="store_true", help="validate only after the last epoch")
     option("--noautoanchor", action="store_true", help="do not check and refit anchors")
-    option("--cache-images", "--cache", action="store_true", help="keep decoded images in memory")
+    option("--cache-images", "--cache", nargs="?", const="ram", metavar="ram|disk", help="keep decoded images")
     option("--image-weights", action="store_true", help="show images of poor classes more often")
     option("--device", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
     option("--multi-scale", action="store_true", help="vary the image size by half")

@@ -86,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         single_class=single,
         workers=workers,
     )
-    print("\n".join(data_set.warnings), end="\n" if data_set.warnings else "")
+    if data_set.warnings:
+        print(build.warnings_of(data_set))
     folder = RunDir.create(arguments.project, arguments.name, arguments.exist_ok)
     texts = (
         _TextFiles(folder.path / "labels", arguments.save_conf) if arguments.save_txt or arguments.save_hybrid else None

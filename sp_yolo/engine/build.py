@@ -17,6 +17,7 @@ from sp_yolo.eval import CocoEvaluator
 from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
 
 DEFAULT_CFG = "yolov7-tiny"
+SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
 TOY_EPOCHS, TOY_SIZE = 15, 192
 EPOCHS, SIZE = 300, 640
@@ -85,6 +86,14 @@ def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
         say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
 
 
+def warnings_of(data: DetectionDataset) -> str:
+    """The first faulty files of a split, one line each, and how many more there are."""
+    more = len(data.warnings) - SHOWN_WARNINGS
+    return "\n".join(
+        [*data.warnings[:SHOWN_WARNINGS], *([f"... and {more} more files like these"] if more > 0 else [])]
+    )
+
+
 def loader_processes(asked: int, batch_size: int, device: torch.device, world: World) -> int:
     """Loader processes: on a CPU they would fight the training threads, so one at most; on a GPU as asked."""
     if device.type == "cpu":
@@ -107,7 +116,7 @@ def build_train_data(
         stride=stride,
         seed=config.seed,
         single_class=config.single_cls,
-        cache_images=config.cache_images,
+        cache_images={"": "auto", "ram": True, "disk": "disk"}[config.cache_images],
         compat=config.compat,
     )
     if len(data) < 1:
@@ -138,11 +147,18 @@ def build_val_data(
     stride: int,
     single_class: bool,
     workers: int,
-    rect: bool = True,
 ) -> tuple[DetectionDataset, Any, CocoEvaluator]:
     """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding."""
     data = DetectionDataset(
-        dataset, split, image_size, rect=rect, batch_size=batch_size, stride=stride, pad=0.5, single_class=single_class
+        dataset,
+        split,
+        image_size,
+        rect=True,
+        batch_size=batch_size,
+        stride=stride,
+        pad=0.5,
+        single_class=single_class,
+        cache_images="auto",
     )
     loader = build_loader(data, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
     names = ["item"] if single_class and len(dataset.names) != 1 else list(dataset.names)

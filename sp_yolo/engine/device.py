@@ -68,7 +68,9 @@ def select_compute(device_text: str, amp_text: str, local_rank: int = 0) -> Comp
     """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``."""
     device = select_device(device_text, local_rank)
     if device.type == "cuda":
-        fast: torch.dtype | None = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        fast: torch.dtype | None = (
+            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        )
         where = torch.cuda.get_device_name(device)
     else:
         fast = torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None

@@ -100,7 +100,8 @@ class Trainer:
         self.train_data, self.loader = build.build_train_data(
             config, self.dataset, self.hyp, self.stride, device, self.world
         )
-        self.say("\n".join(self.train_data.warnings))
+        self.say(build.warnings_of(self.train_data))
+        self.say(self.train_data.cache_note)
         if self.world.main:
             self.val_data, self.val_loader, self.evaluator = build.build_val_data(
                 self.dataset,
@@ -111,7 +112,7 @@ class Trainer:
                 single_class=config.single_cls,
                 workers=build.loader_processes(config.workers, config.batch_size, device, self.world),
             )
-            self.say("\n".join(self.val_data.warnings))
+            self.say(build.warnings_of(self.val_data))
         if check and not config.noautoanchor:
             labels, shapes = self.train_data.labels, self.train_data.shapes_wh
             self.say(check_anchors(labels, shapes, self.model, config.img_size[0], self.hyp["anchor_t"]))
