@@ -104,8 +104,9 @@ class HostSGD(SP):
         report: Callable[[str], None],
         **given: Any,
     ) -> None:
-        handed = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
-        self._network = _model_of(_tensors(handed[0]) if handed else [], models)
+        entries = list(params)
+        handed = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        self._network = _model_of(_tensors(handed[0]), models)
         self._host_rows = _backbone_rows(self._network)
         self._host_handed: set[int] = set()
         self._host_building = True
@@ -127,6 +128,7 @@ class HostSGD(SP):
         if self._host_building:
             super().add_param_group(param_group)
             return
+        complete = not self._missing()
         known = {id(param) for param in self._network.parameters()}
         for param in _tensors(param_group):
             if id(param) not in known:
@@ -140,7 +142,7 @@ class HostSGD(SP):
         if decay:
             for group in self.param_groups[:2]:
                 group["weight_decay"] = decay
-        if not self._missing():
+        if not complete and not self._missing():
             self._summarise()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -199,8 +201,11 @@ class HostSGD(SP):
         self._host_report(self._settings_line())
 
     def _settings_line(self) -> str:
-        group = self.param_groups[0]
-        return "  " + " ".join(f"{name}={group[name]}" for name in ("momentum", *_OF_SP))
+        values = {name: self.param_groups[0][name] for name in ("momentum", *_OF_SP)}
+        words = (
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+        )
+        return "  " + " ".join(words)
 
 
 def host_sgd(

@@ -248,7 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--script", default="train.py", help="script to run: train_aux.py for P6 models, test.py, ...")
     parser.add_argument("--sp", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of SP")
     parser.add_argument("--no-compat", action="store_true", help="no patches for today's torch and numpy")
-    parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="the script's own arguments")
+    parser.add_argument("arguments", nargs="+", metavar="ARGUMENT", help="after --: the script's own arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -111,7 +111,7 @@ def test_recipe_lightning() -> None:
     lightning = pytest.importorskip("lightning")
     model = network()
     before = loss_of(model)
-    names = recipe("Lightning", {"network": model, "nn": nn})
+    names = recipe("Lightning", {"network": model})
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,

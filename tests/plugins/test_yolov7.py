@@ -1,4 +1,4 @@
-"""The plug-in around a host of our own with the original's call contract."""
+"""The plug-in around a host of our own; the original itself is run by test_original_host.py."""
 
 import json
 import os
