@@ -5,11 +5,13 @@ Nothing here imports another part of the package but the errors; each builder of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ import yaml
 from sp_yolo.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+INSTALLED = Path(sys.prefix) / "share" / "sp-yolo"  # where setup.cfg puts the recipes of an installed package
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML
@@ -115,7 +118,7 @@ def find_file(name: str | os.PathLike[str], folder: str) -> Path:
         UserError: nowhere; names near misses.
     """
     given = Path(name)
-    shelves = [Path.cwd() / folder, CHECKOUT / folder, CHECKOUT / "sp_yolo" / "recipes" / folder]
+    shelves = [Path.cwd() / folder, CHECKOUT / folder, INSTALLED / folder]
     candidates = [given, CHECKOUT / given, *(shelf / given.name for shelf in shelves)]
     for candidate in candidates:
         if candidate.is_file():
@@ -230,12 +233,13 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for item in assignments:
         key, equals, text = item.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise UserError(f"--set {item}: expected KEY=VALUE")
-        try:
-            result[key.strip()] = yaml.load(text, Loader=_StrictLoader)
-        except yaml.YAMLError:
-            result[key.strip()] = text
+        result[key] = text
+        if key != "root":  # a path, whatever it looks like
+            with contextlib.suppress(yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
+                result[key] = yaml.load(text, Loader=_StrictLoader)
     return result
 
 
@@ -395,21 +399,20 @@ OPTIMIZERS = ("sp", "sgd", "adam", "adamw")
 
 @dataclass(frozen=True)
 class Config:
-    """One training run: the original's flags under their own names, then ours. See docs/cli.md for each."""
+    """One training run: the original's flags under their own names, then ours; `train_sp.py --help` explains each."""
 
     weights: str = ""
     cfg: str | Mapping[str, Any] = ""
     data: str = "data/toy.yaml"
     hyp: str = ""
     epochs: int = 0
-    batch_size: int = 16
+    batch_size: int = 0
     img_size: tuple[int, int] = (0, 0)
     rect: bool = False
     resume: str | bool = False
     nosave: bool = False
     notest: bool = False
     noautoanchor: bool = False
-    evolve: bool = False
     cache_images: str = ""
     image_weights: bool = False
     device: str = ""
@@ -425,7 +428,6 @@ class Config:
     label_smoothing: float = 0.0
     save_period: int = -1
     freeze: tuple[int, ...] = (0,)
-    v5_metric: bool = False
     optimizer: str = "sp"
     patience: int = 0
     seed: int = 0
@@ -461,10 +463,12 @@ def load_config(**options: Any) -> Config:
         options["img_size"] *= 2
     if options.get("compat") and "optimizer" not in options:
         options["optimizer"] = "sgd"
+    if options.get("optimizer", "").lower() in OPTIMIZERS:
+        options["optimizer"] = options["optimizer"].lower()  # SGD is ours with its momentum, not torch's bare one
     config = Config(**options)
     rules = [
         (config.epochs >= 0, "--epochs", config.epochs, "must be positive"),
-        (config.batch_size >= 1, "--batch-size", config.batch_size, "must be at least 1"),
+        (options.get("batch_size", 1) >= 1, "--batch-size", config.batch_size, "must be at least 1"),
         (len(config.img_size) == 2, "--img-size", config.img_size, "takes one or two sizes (train, test)"),
         (all(0 <= size <= 8192 for size in config.img_size), "--img-size", config.img_size, "must lie in 32..8192"),
         (config.cache_images in ("", "ram", "disk"), "--cache-images", config.cache_images, "must be ram or disk"),

@@ -22,8 +22,9 @@ from sp_yolo.engine.rundir import RunDir
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import class_color, draw_box
 from sp_yolo.models import deploy, model_from_weights
-from sp_yolo.val import yolo_lines
+from sp_yolo.val import check_flags, yolo_lines
 
+UNWRITABLE = {".dng", ".mpo"}  # image formats that OpenCV reads only: their drawings become JPEG
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".ts"}
 
 
@@ -70,7 +71,12 @@ class Detector:
         self.model = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
         self.compute, self.augment = compute, augment
         self.image_size = -(-image_size // self.stride) * self.stride
-        self.nms: dict[str, Any] = {"conf_thres": conf_thres, "iou_thres": iou_thres, "classes": classes, "agnostic": agnostic}
+        self.nms: dict[str, Any] = {
+            "conf_thres": conf_thres,
+            "iou_thres": iou_thres,
+            "classes": classes,
+            "agnostic": agnostic,
+        }
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> torch.Tensor:
@@ -144,7 +150,17 @@ class _Output:
         self.arguments, self.detector = arguments, detector
         self.folder = RunDir.create(arguments.project, arguments.name, arguments.exist_ok)
         self.records: list[dict[str, Any]] = []
+        self.stems: set[str] = set()
         self.video: cv2.VideoWriter | None = None
+
+    def free_stem(self, stem: str) -> str:
+        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
+        number, free = 1, stem
+        while free in self.stems:
+            number += 1
+            free = f"{stem}_{number}"
+        self.stems.add(free)
+        return free
 
     def add(self, title: str, stem: str, image: np.ndarray, rows: torch.Tensor, seconds: float) -> np.ndarray:
         """Record one image or frame, print its line; returns the drawing."""
@@ -166,6 +182,8 @@ class _Output:
 
     def picture(self, name: str, drawing: np.ndarray) -> None:
         path = self.folder.path / name
+        if path.suffix.lower() in UNWRITABLE:
+            path = path.with_suffix(".jpg")
         if not self.arguments.nosave and not cv2.imwrite(str(path), drawing):
             raise StorageError(f"{path}: picture cannot be written")
 
@@ -205,6 +223,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: the source or a flag is wrong. StorageError: a result cannot be written.
     """
+    check_flags(arguments)
     compute = select_compute(arguments.device, "auto")
     images, videos = find_sources(arguments.source)
     detector = Detector(
@@ -226,9 +245,10 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{path}: skipped: {fault}")
                 continue
             rows, seconds = _timed(detector, image)
-            output.picture(path.name, output.add(str(path), path.stem, image, rows, seconds))
+            stem = output.free_stem(path.stem)
+            output.picture(f"{stem}{path.suffix}", output.add(str(path), stem, image, rows, seconds))
         for source in videos:
-            stem = f"webcam{source}" if source.isdecimal() else Path(source.split("://")[-1]).stem
+            stem = output.free_stem(f"webcam{source}" if source.isdecimal() else Path(source.split("://")[-1]).stem)
             for number, (image, rate) in enumerate(frames(source)):
                 rows, seconds = _timed(detector, image)
                 drawing = output.add(f"{source} frame {number}", f"{stem}_{number}", image, rows, seconds)

@@ -8,7 +8,11 @@ from typing import Any
 from sp_yolo.config import load_config, parse_assignments
 from sp_yolo.errors import UserError
 
-_WANDB_FLAGS = ("--bucket", "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias")
+_NO_WANDB = "Weights & Biases is not used here; drop the flag (metrics.jsonl and TensorBoard are written)"
+_REFUSED = {
+    **dict.fromkeys(("--bucket", "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias"), _NO_WANDB),
+    "--evolve": "hyperparameter evolution is not offered; drop the flag and vary --set KEY=VALUE",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--cfg", help="model: a name such as yolov7-tiny, or a YAML in the original's grammar")
     option("--data", help="dataset YAML (default: data/toy.yaml, generated)")
     option("--hyp", help="recipe YAML (default: by optimizer and model, e.g. hyp/sp.tiny.yaml)")
-    option("--epochs", type=int, help="default 300; the toy data 15")
-    option("--batch-size", "--batch", type=int, help="total over all devices (default 16)")
+    option("--epochs", type=int, help="default 300; the toy data 16")
+    option("--batch-size", "--batch", type=int, help="total over all devices (default 16; the toy data 8)")
     option("--img-size", "--img", "--imgsz", type=int, nargs="+", help="train and test size in px (default 640 640)")
     option("--rect", action="store_true", help="rectangular training: no mosaic, batches sorted by aspect ratio")
     option("--resume", nargs="?", const=True, metavar="PATH", help="go on with the newest run, or the one given")
-    option("--nosave", action="store_true", help="save only the last epoch")
+    option("--nosave", action="store_true", help="keep no last.pt before the last epoch (best.pt is kept)")
     option("--notest", action="store_true", help="validate only after the last epoch")
     option("--noautoanchor", action="store_true", help="do not check and refit anchors")
     option("--cache-images", "--cache", nargs="?", const="ram", metavar="ram|disk", help="keep decoded images")
@@ -56,23 +60,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--seed", type=int, help="seed of everything random (default 0)")
     option("--amp", choices=("auto", "off", "bf16", "fp16"), help="precision of the forward pass (default auto)")
     option("--compile", action="store_true", help="torch.compile the model")
-    option("--quiet", action="store_true", help="no progress bar")
+    option("--quiet", action="store_true", help="no progress bar, one line per epoch")
     option("--compat", action="store_true", help="the original's recipe, oddities included (docs/differences.md)")
-    for flag in _WANDB_FLAGS:
-        option(flag, nargs="?", dest=f"wandb_{flag[2:]}", help=argparse.SUPPRESS)
+    for flag in _REFUSED:
+        option(flag, nargs="?", dest=flag, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train as the parsed ``arguments`` say. Returns the exit code; raises the package's own errors."""
     options = {key: value for key, value in vars(arguments).items() if key != "command"}
-    for flag in _WANDB_FLAGS:
-        if f"wandb_{flag[2:]}" in options:
-            raise UserError(
-                f"{flag}: Weights & Biases is not used here; drop the flag (metrics.jsonl and TensorBoard are written)"
-            )
-    options.pop("local_rank", None)
-    if options.pop("adam", False):
-        options.setdefault("optimizer", "adam")
+    for flag, reason in _REFUSED.items():
+        if flag in options:
+            raise UserError(f"{flag}: {reason}")
+    for accepted in ("local_rank", "v5_metric"):
+        options.pop(accepted, None)
+    for key in ("epochs", "img_size"):  # 0 stands for "not given" in Config
+        values = options.get(key, 1)
+        if min(values if isinstance(values, list) else [values]) < 1:
+            raise UserError(f"--{key.replace('_', '-')} {values}: must be at least 1")
+    if options.pop("adam", False) and options.setdefault("optimizer", "adam").lower() != "adam":
+        raise UserError(f"--adam and --optimizer {options['optimizer']}: give one of the two")
     options["overrides"] = parse_assignments(options.pop("assignments", ()))
     config = load_config(**options)
     from sp_yolo.engine import Trainer  # torch and OpenCV are slow to import: --help and a wrong flag should not wait

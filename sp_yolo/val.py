@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
     parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--single-cls", action="store_true", help="treat all classes as one")
+    parser.add_argument("--single-cls", action="store_true", help="treat all classes as one, the model's too")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: three scales, one mirrored")
     parser.add_argument("--verbose", action="store_true", help="per-class rows are always printed; accepted")
     parser.add_argument("--save-txt", action="store_true", help="labels/*.txt: class cx cy w h, normalised")
@@ -56,11 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: weights and data do not fit together, or a flag is out of its bounds.
     """
-    for flag, value in (("--conf-thres", arguments.conf_thres), ("--iou-thres", arguments.iou_thres)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{flag} {value}: must lie in [0, 1]")
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+    check_flags(arguments)
     compute = select_compute(arguments.device, arguments.amp)
     model = model_from_weights(arguments.weights)
     trained = _training_options(arguments.weights)
@@ -70,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = build.open_dataset(data, None if arguments.data else trained.get("overrides", {}).get("root"))
     single = arguments.single_cls or bool(trained.get("single_cls") and model.num_classes == 1)
     classes = 1 if single else len(dataset.names)
-    if model.num_classes != classes:
+    if model.num_classes != classes and not single:
         raise UserError(f"{arguments.weights}: {model.num_classes} classes, but {dataset.path} has {classes}")
     stride = max(int(model.stride.max()), 32)
     asked = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
@@ -92,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = (
         _TextFiles(folder.path / "labels", arguments.save_conf) if arguments.save_txt or arguments.save_hybrid else None
     )
-    pictures = RunPictures(folder.path, model.names, tensorboard=False)
+    pictures = RunPictures(folder.path, data_set.names, tensorboard=False)
 
     def on_batch(index: int, batch: Any, found: list[torch.Tensor]) -> None:
         pictures.val_batch(index, batch, found)
@@ -111,12 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
         iou_thres=SPEED_IOU if speed else arguments.iou_thres,
         augment=arguments.augment,
         hybrid=arguments.save_hybrid,
+        single_class=single,
         on_batch=None if speed else on_batch,
     )
     each = {stage: 1000 * seconds / max(outcome.images, 1) for stage, seconds in outcome.seconds.items()}
-    print(
-        f"Speed: {each['inference']:.1f} ms inference, {each['nms']:.1f} ms NMS per image at batch {arguments.batch_size}"
-    )
+    where = f"per image at batch {arguments.batch_size}"
+    print(f"Speed: {each['inference']:.1f} ms inference, {each['nms']:.1f} ms NMS {where}")
     if speed:
         return 0
     result = evaluator.compute()
@@ -137,6 +133,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print("\n".join([*notes, f"results in {folder.path}"]))
     return 0
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a number out of its bounds, of the flags that `val` and `predict` have."""
+    rules = {"conf_thres": (0, 1), "iou_thres": (0, 1), "batch_size": (1, 65536), "img_size": (1, 8192)}
+    for key, (low, high) in {**rules, "workers": (0, 1024)}.items():
+        value = getattr(arguments, key, None)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{key.replace('_', '-')} {value}: must lie in [{low}, {high}]")
 
 
 def _training_options(weights: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sp_yolo.data.augment import Sample
 from sp_yolo.data.cache import AUTO_SHARE, DiskCache, MemoryCache, free_memory
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
+from sp_yolo.data.labels import CROWD
 from sp_yolo.data.paste import collect_crops, copy_paste, draw_copy_paste, paste_in
 from sp_yolo.errors import UserError
 
@@ -121,7 +122,8 @@ class DetectionDataset:
     def ground_truth(self) -> dict[str, Any]:
         """The split as a COCO dict with integer ids, in original pixels.
 
-        Crowds and difficult objects have iscrowd = ignore = 1: pycocotools looks at the first, VOC rules at the second.
+        Crowds and difficult objects have ignore = 1. Only a crowd has iscrowd = 1, which excuses any number of
+        detections on it; a difficult object excuses one.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -137,8 +139,8 @@ class DetectionDataset:
                         "category_id": self.category_ids[int(row[0])],
                         "bbox": [float(value) for value in row[1:5]],
                         "area": float(row[5]),
-                        "iscrowd": int(row[6]),
-                        "ignore": int(row[6]),
+                        "iscrowd": int(row[6] == CROWD),
+                        "ignore": int(row[6] > 0),
                     }
                 )
         pairs = zip(self.category_ids, self.names, strict=True)

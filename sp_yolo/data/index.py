@@ -229,7 +229,7 @@ def _append(
     index.counts["images"] += 1
     index.counts["boxes"] += len(found.labels)
     index.counts["background"] += not len(found.labels)
-    index.counts["ignored"] += int(found.truth[:, 6].sum()) if found.truth is not None else 0
+    index.counts["ignored"] += int((found.truth[:, 6] > 0).sum()) if found.truth is not None else 0
     index.entries.append(Entry(candidate.path, 0, size_wh, found.labels, found.segments, found.truth))
 
 

@@ -34,13 +34,17 @@ class Problems:
         return f"{self.first} (and {total - 1} more in this file)" if total > 1 else self.first
 
 
+# Last column of ``truth``: one detection on a difficult object is excused, on a crowd any number.
+DIFFICULT, CROWD = 1.0, 2.0
+
+
 @dataclass
 class LabelFile:
     """The checked objects of one image.
 
     ``labels`` [n, 5] float32: class, cx, cy, w, h normalised to the image. ``segments``: normalised polygons, or None
-    when no object has one. ``truth`` [m, 7] float64: class, x, y, w, h, area in px, ignore 0/1: what evaluation sees,
-    None when that is just ``labels``.
+    when no object has one. ``truth`` [m, 7] float64: class, x, y, w, h, area in px, and 0, DIFFICULT or CROWD (both are
+    ignored): what evaluation sees, None when that is just ``labels``.
     """
 
     labels: np.ndarray

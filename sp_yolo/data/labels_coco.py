@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sp_yolo.data.labels import BadRow, LabelFile, Problems, Segments, clip_box, empty_labels, shorten
+from sp_yolo.data.labels import CROWD, BadRow, LabelFile, Problems, Segments, clip_box, empty_labels, shorten
 from sp_yolo.errors import UserError
 
 
@@ -76,7 +76,7 @@ def read_coco(path: str | Path, names: Sequence[str]) -> CocoFile:
 def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> LabelFile:
     """The checked objects of one image. Boxes are clipped for training; ``truth`` keeps box and area of the file.
 
-    Crowds go to ``truth`` alone, with ignore = 1. A box of no area or outside the image is dropped and reported.
+    Crowds go to ``truth`` alone. A box of no area or outside the image is dropped and reported.
     """
     width, height = size_wh
     result = LabelFile(empty_labels(), truth=np.zeros((0, 7)))
@@ -89,7 +89,7 @@ def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> Label
             x, y, w, h = _box(annotation)
             x1, y1, x2, y2 = clip_box((x, y, x + w, y + h), width, height)
             crowd = annotation.get("iscrowd", 0) not in (0, None)
-            truth.append((index, x, y, w, h, _area(annotation.get("area"), w * h), float(crowd)))
+            truth.append((index, x, y, w, h, _area(annotation.get("area"), w * h), CROWD if crowd else 0.0))
             if crowd:
                 continue
             row = (index, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)

@@ -9,7 +9,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from sp_yolo.data.labels import BadRow, LabelFile, clip_box, empty_labels, shorten
+from sp_yolo.data.labels import DIFFICULT, BadRow, LabelFile, clip_box, empty_labels, shorten
 from sp_yolo.errors import UserError
 
 
@@ -71,7 +71,7 @@ def read_voc_list(listed: Path) -> list[tuple[int, str]]:
 def read_voc(path: str | Path, class_index: Mapping[str, int], size_wh: tuple[int, int]) -> LabelFile:
     """Read one annotation file; boxes are (xmin, ymin, xmax, ymax) px without the 1-pixel shift of the VOC kit.
 
-    ``difficult`` objects are left out of ``labels`` and kept in ``truth`` with ignore = 1. An object with a missing
+    ``difficult`` objects are left out of ``labels`` and kept in ``truth``. An object with a missing
     field, an unknown name or a box of no area is dropped and reported; a file that is no XML is reported as a whole.
     """
     width, height = size_wh
@@ -130,7 +130,8 @@ def _object_row(element: _Element, class_index: Mapping[str, int], width: int, h
             raise BadRow("not a number", f"<{tag}> {shorten(text)}") from None
     x1, y1, x2, y2 = clip_box(box, width, height)
     area = (x2 - x1) * (y2 - y1)
-    return (class_index[name], x1, y1, x2 - x1, y2 - y1, area, float(element.value("difficult") == "1"))
+    ignored = DIFFICULT if element.value("difficult") == "1" else 0.0
+    return (class_index[name], x1, y1, x2 - x1, y2 - y1, area, ignored)
 
 
 class _XmlRefused(ValueError):

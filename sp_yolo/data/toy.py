@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 import os
@@ -18,8 +19,9 @@ from sp_yolo.errors import StorageError, UserError
 NAMES = ("circle", "square", "triangle", "star", "four", "eight")
 TRAIN_IMAGES, VAL_IMAGES, IMAGE_SIZE = 600, 100, 192
 OBJECTS = (1, 6)  # per image
-OBJECT_SHARE = (0.16, 0.46)  # of the image's side
-VERSION = 1  # raise it when the pictures change, so that an older copy is made anew
+OBJECT_SHARE = (0.2, 0.5)  # of the image's side
+HUE_SPREAD = 12  # degrees around the hue of the class: colour helps to tell the classes apart, shape alone would do
+VERSION = 2  # raise it when the pictures change, so that an older copy is made anew
 
 _Strokes = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -162,7 +164,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tu
             x, y = int(rng.integers(0, size - width)), int(rng.integers(0, size - height))
             box = (x, y, x + width, y + height)
             if all(max(_covered(earlier, box), _covered(box, earlier)) < _MOST_COVERED for _, earlier in objects):
-                _paint(rng, image[y : y + height, x : x + width], mask)
+                _paint(rng, image[y : y + height, x : x + width], mask, label)
                 objects.append((label, box))
                 break
     if rng.random() < 0.3:
@@ -176,7 +178,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     cells = int(rng.integers(2, 9))
     texture = rng.normal(0, rng.uniform(5, 28), (cells, cells, 3)).astype(np.float32)
     image = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC)
-    image += rng.uniform(30, 225, 3).astype(np.float32)
+    image += (rng.uniform(40, 215) + rng.uniform(-20, 20, 3)).astype(np.float32)
     if rng.random() < 0.35:
         y, x = np.mgrid[:size, :size].astype(np.float32)
         angle, period = rng.uniform(0, math.pi), rng.uniform(8, 40)
@@ -229,14 +231,13 @@ def _turned(rng: np.random.Generator, mask: np.ndarray, longest: float) -> np.nd
     return cut.astype(np.float32) / 255
 
 
-def _paint(rng: np.random.Generator, area: np.ndarray, mask: np.ndarray) -> None:
-    """Blend a colour that stands out from what is below it into ``area``, in place."""
-    below = area.reshape(-1, 3).mean(0)
-    color = rng.uniform(0, 255, 3)
-    while np.abs(color - below).max() < 70:
-        color = rng.uniform(0, 255, 3)
+def _paint(rng: np.random.Generator, area: np.ndarray, mask: np.ndarray, label: int) -> None:
+    """Blend a strong colour around the hue of the class into ``area``, in place."""
+    hue = (label * 360 / len(NAMES) + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360
+    rgb = colorsys.hsv_to_rgb(hue / 360, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0))
+    color = np.array(rgb[::-1], np.float32) * 255
     opacity = mask[..., None] * np.float32(rng.uniform(0.8, 1.0))
-    area += (color.astype(np.float32) - area) * opacity
+    area += (color - area) * opacity
 
 
 def _covered(box: tuple[int, int, int, int], by: tuple[int, int, int, int]) -> float:

@@ -19,8 +19,9 @@ from sp_yolo.models import DetectionModel, build_model, load_weights, model_from
 DEFAULT_CFG = "yolov7-tiny"
 SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
-TOY_EPOCHS, TOY_SIZE = 15, 192
-EPOCHS, SIZE = 300, 640
+TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 16, 8, 192, "sp.toy.yaml"
+EPOCHS, BATCH, SIZE = 300, 16, 640
+TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a model gets
 
 
 def open_dataset(data: str, root: str | None) -> DatasetConfig:
@@ -32,19 +33,26 @@ def open_dataset(data: str, root: str | None) -> DatasetConfig:
 
 
 def complete(config: Config, dataset: DatasetConfig) -> Config:
-    """``config`` with the values that depend on the dataset filled in."""
+    """``config`` with the values that depend on the dataset filled in, its paths good in any working directory."""
     toy = dataset.generate == "toy"
     size = config.img_size if config.img_size[0] else (TOY_SIZE if toy else SIZE,) * 2
     epochs = config.epochs or (TOY_EPOCHS if toy else EPOCHS)
+    batch_size = config.batch_size or (TOY_BATCH if toy else BATCH)
     cfg = config.cfg or ("" if config.weights else DEFAULT_CFG)
-    return dataclasses.replace(config, img_size=size, epochs=epochs, cfg=cfg)
+    hyp = config.hyp or (TOY_HYP if toy and cfg == DEFAULT_CFG and config.optimizer == "sp" else "")
+    data, overrides = str(dataset.path.resolve()), dict(config.overrides)
+    if "root" in overrides:
+        overrides["root"] = str(dataset.root)
+    filled = {"img_size": size, "epochs": epochs, "batch_size": batch_size, "cfg": cfg, "hyp": hyp}
+    return dataclasses.replace(config, **filled, data=data, overrides=overrides)
 
 
 def choose_hyp(config: Config, model: DetectionModel) -> tuple[str, dict[str, Any]]:
     """Path and content of the recipe: ``--hyp``, or the one of this optimizer and model size."""
     name = config.hyp
     if not name:
-        size = "p6" if len(model.stride) > 3 else "tiny" if "tiny" in str(config.cfg or config.weights) else "p5"
+        small = sum(parameter.numel() for parameter in model.parameters()) < TINY_PARAMETERS
+        size = "p6" if len(model.stride) > 3 else "tiny" if small else "p5"
         family = {"sp": "sp", "adam": "adamw", "adamw": "adamw"}.get(config.optimizer, "sgd")
         name = f"hyp.scratch.{size}.yaml" if config.compat else f"{family}.{size}.yaml"
     overrides = {key: value for key, value in config.overrides.items() if key != "root"}
@@ -53,18 +61,34 @@ def choose_hyp(config: Config, model: DetectionModel) -> tuple[str, dict[str, An
     return str(find_file(name, "hyp")), load_hyp(name, overrides)
 
 
-def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> DetectionModel:
-    """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen."""
+def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[DetectionModel, str, dict[str, Any]]:
+    """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen; its recipe."""
     if config.weights and not Path(config.weights).is_file():
         raise UserError(f"--weights {config.weights}: no such file (nothing is downloaded; '' trains from scratch)")
     classes = 1 if config.single_cls else len(dataset.names)
     cfg = config.cfg or model_from_weights(config.weights).yaml
     model = build_model(cfg, num_classes=classes)
+    hyp_path, hyp = choose_hyp(config, model)
+    if hyp["anchors"]:
+        model = build_model(model.yaml, anchors=hyp["anchors"])
     if config.weights:
-        say(str(load_weights(model, config.weights, keep_anchors=bool(config.cfg))))
-    model.names = ["item"] if config.single_cls and len(dataset.names) != 1 else list(dataset.names)
+        keep_anchors = bool(config.cfg or hyp["anchors"])
+        say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
+    name_classes(model, dataset, config.single_cls)
+    freeze(model, config.freeze, say)
+    return model, hyp_path, hyp
+
+
+def rebuild_detector(config: Config, dataset: DatasetConfig, content: Any, say: Any) -> DetectionModel:
+    """The model of a checkpoint that a run goes on from, its weights still to be loaded."""
+    model = build_model(content["yaml"], num_classes=content["nc"])
+    name_classes(model, dataset, config.single_cls)
     freeze(model, config.freeze, say)
     return model
+
+
+def name_classes(model: DetectionModel, dataset: DatasetConfig, single_class: bool) -> None:
+    model.names = ["item"] if single_class and len(dataset.names) != 1 else list(dataset.names)
 
 
 def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
@@ -82,6 +106,8 @@ def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
         if int(name.split(".")[1]) in chosen:
             parameter.requires_grad_(False)
             frozen += 1
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing is left to train")
     if frozen:
         say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
 
@@ -101,32 +127,41 @@ def loader_processes(asked: int, batch_size: int, device: torch.device, world: W
     return min((os.cpu_count() or 1) // world.size, batch_size, asked)
 
 
+def total_batch(config: Config, images: int, world: World) -> int:
+    """Images per iteration over all processes: ``--batch-size``, or what a smaller dataset has.
+
+    Raises:
+        UserError: not equally many for each process.
+    """
+    if config.batch_size % world.size:
+        raise UserError(f"--batch-size {config.batch_size}: must be a multiple of the {world.size} processes")
+    if images < world.size:
+        raise UserError(f"{config.data}: {images} training images for {world.size} processes")
+    return min(config.batch_size, images // world.size * world.size)
+
+
 def build_train_data(
     config: Config, dataset: DatasetConfig, hyp: Any, stride: int, device: torch.device, world: World
 ) -> Any:
     """Training dataset and its loader."""
+    per_process = max(config.batch_size // world.size, 1)
     data = DetectionDataset(
         dataset,
         "train",
         config.img_size[0],
         hyp=hyp,
         augment=True,
-        rect=config.rect,
-        batch_size=config.batch_size,
+        rect=config.rect and not config.image_weights,  # sorted batches cannot be drawn by weight
+        batch_size=per_process,
         stride=stride,
         seed=config.seed,
         single_class=config.single_cls,
         cache_images={"": "auto", "ram": True, "disk": "disk"}[config.cache_images],
         compat=config.compat,
     )
-    if len(data) < 1:
-        raise UserError(f"{dataset.path}: the train split has no usable image")
-    batch_size = min(config.batch_size, len(data))
-    if batch_size % world.size:
-        raise UserError(f"--batch-size {batch_size}: must be a multiple of the {world.size} processes")
     loader = build_loader(
         data,
-        batch_size=batch_size // world.size,
+        batch_size=total_batch(config, len(data), world) // world.size,
         shuffle=not (config.rect or config.compat),
         seed=config.seed,
         workers=loader_processes(config.workers, config.batch_size, device, world),
@@ -161,5 +196,4 @@ def build_val_data(
         cache_images="auto",
     )
     loader = build_loader(data, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
-    names = ["item"] if single_class and len(dataset.names) != 1 else list(dataset.names)
-    return data, loader, CocoEvaluator(data.ground_truth(), data.category_ids, names)
+    return data, loader, CocoEvaluator(data.ground_truth(), data.category_ids, list(data.names))

@@ -38,36 +38,42 @@ def _cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def select_device(text: str, local_rank: int = 0) -> torch.device:
+def select_device(text: str, local_rank: int = 0, processes: int = 1) -> torch.device:
     """The device of ``--device``: '' picks CUDA when there is one, 'cpu', an index ('0', 'cuda:1'), 'mps'.
 
+    Of several ``processes`` each takes the GPU at its ``local_rank``, of the list ('0,1') or of all.
+
     Raises:
-        UserError: words that name no device. EnvironmentFault: the device is not there.
+        UserError: words that name no device, or not one for each process. EnvironmentFault: the device is not there.
     """
     name = text.strip().lower().removeprefix("cuda:")
-    if name == "":
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if name == "cpu":
+    if name == "cpu" or (name == "" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
             raise EnvironmentFault("--device mps: no Apple GPU is available to torch")
         return torch.device("mps")
-    indices = ["0"] if name == "cuda" else name.split(",")
+    indices = name.split(",")
+    if name in ("", "cuda"):
+        indices = [str(index) for index in range(torch.cuda.device_count() if processes > 1 else 1)]
     if not all(index.isdecimal() for index in indices):
         raise UserError(f"--device {text}: expected cpu, mps, or a GPU number such as 0")
-    if len(indices) > 1 and local_rank >= len(indices):
-        raise UserError(f"--device {text}: {len(indices)} GPUs for local rank {local_rank}")
-    index = int(indices[local_rank if len(indices) > 1 else 0])
+    if processes == 1 and len(indices) > 1:
+        start = f"python -m torch.distributed.run --nproc-per-node {len(indices)} train_sp.py"
+        raise UserError(f"--device {text}: each GPU needs a process of its own, start them with: {start}")
+    if local_rank >= len(indices):
+        raise UserError(f"--device {text}: {len(indices)} GPUs, none for process {local_rank} of this machine")
+    index = int(indices[local_rank])
     if index >= torch.cuda.device_count():
         raise EnvironmentFault(f"--device {text}: {torch.cuda.device_count()} CUDA devices are available to torch")
     return torch.device("cuda", index)
 
 
-def select_compute(device_text: str, amp_text: str, local_rank: int = 0) -> Compute:
+def select_compute(device_text: str, amp_text: str, local_rank: int = 0, processes: int = 1) -> Compute:
     """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``."""
-    device = select_device(device_text, local_rank)
+    device = select_device(device_text, local_rank, processes)
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # for libraries that are not told
         fast: torch.dtype | None = (
             torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from sp_yolo.errors import UserError
+
+# The others wait while the main process validates; a process that dies is noticed by torchrun, not by this limit.
+LONGEST_WAIT = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class World:
 
 
 def join_world() -> World:
-    """Read torchrun's environment and, when there are several processes, connect them (nccl on CUDA, else gloo).
+    """Read torchrun's environment and connect the processes if there are several: nccl between GPUs, else gloo.
 
     Raises:
         UserError: RANK, LOCAL_RANK or WORLD_SIZE is not a number.
@@ -39,7 +43,8 @@ def join_world() -> World:
     if size == 1:
         return World()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backends, timeout=LONGEST_WAIT)
     return world
 
 
@@ -56,13 +61,13 @@ def average(values: torch.Tensor, world: World) -> torch.Tensor:
     return values
 
 
-def gather(item: Any, world: World) -> list[Any]:
-    """``item`` of every process, in rank order."""
+def largest(number: int, world: World) -> int:
+    """The largest ``number`` of any process, on every process."""
     if world.size == 1:
-        return [item]
-    items: list[Any] = [None] * world.size
-    dist.all_gather_object(items, item)
-    return items
+        return number
+    box = torch.tensor(number)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
 
 
 def broadcast(item: Any, world: World) -> Any:

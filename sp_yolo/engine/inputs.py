@@ -34,7 +34,7 @@ def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iterati
 
 
 def image_weights(labels: Sequence[np.ndarray], class_map: Sequence[float]) -> np.ndarray:
-    """--image-weights: how often each image is drawn, [images]; those with classes of low AP come more often.
+    """--image-weights: the odds of each image, [images]; those with classes of low AP come more often.
 
     ``labels``: [n, 5] per image, class first. ``class_map``: AP of each class so far. Specification, training §4.7.
     """
@@ -42,4 +42,5 @@ def image_weights(labels: Sequence[np.ndarray], class_map: Sequence[float]) -> n
     counts = np.stack([np.bincount(label[:, 0].astype(int), minlength=classes) for label in labels])
     inverse = 1 / np.maximum(counts.sum(0), 1)
     class_weights = inverse / inverse.sum() * classes
-    return counts @ (class_weights * (1 - np.asarray(class_map)) ** 2 / classes)
+    odds = counts @ (class_weights * (1 - np.asarray(class_map)) ** 2 / classes)
+    return odds if odds.any() else np.ones(len(labels))  # every class is perfect, or nothing is labelled

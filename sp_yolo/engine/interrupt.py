@@ -17,10 +17,6 @@ class Interrupt:
         self.signal = 0
         self._previous: dict[int, Any] = {}
 
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.signal
-
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:

@@ -63,7 +63,8 @@ def build_optimizer(
 def _from_torch(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     known = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
     kind = known.get(name.lower())
-    if kind is None or kind is torch.optim.Optimizer or not issubclass(kind, torch.optim.Optimizer):
+    useless = (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes sparse gradients only
+    if kind is None or kind in useless or not issubclass(kind, torch.optim.Optimizer):
         raise UserError(f"--optimizer {name}: not sp, sgd, adam, adamw or the name of a class in torch.optim")
     try:
         return kind(groups, lr=lr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ class RunPictures:
     def __init__(self, folder: Path, names: Sequence[str], *, tensorboard: bool = True) -> None:
         self.folder, self.names = folder, list(names)
         self._writer: Any = None
-        if tensorboard and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:  # also what a folder of that name or an ancient version ends in
+                return
             self._writer = SummaryWriter(str(folder))
 
     def train_batch(self, index: int, batch: Any) -> None:
@@ -37,7 +38,7 @@ class RunPictures:
         self._draw(f"test_batch{index}_pred.jpg", batch, [rows.float().cpu() for rows in detections])
 
     def scalars(self, record: Mapping[str, Any]) -> None:
-        """One epoch under the original's TensorBoard tags."""
+        """One epoch under the original's TensorBoard tags, but for x/lr_<group>."""
         if self._writer is None:
             return
         tags = {f"train/{part}_loss": record[part] for part in ("box", "obj", "cls")}

@@ -43,21 +43,16 @@ class RunDir:
             path = Path(project) / (name if number == 1 else f"{name}{number}")
             try:
                 path.mkdir(parents=True, exist_ok=exist_ok)
-                (path / "weights").mkdir(exist_ok=True)
                 return cls(path)
             except FileExistsError:
                 number += 1
             except OSError as error:
                 raise StorageError(f"{path}: run folder cannot be made: {error.strerror}") from None
 
-    def write(self, name: str, text: str, append: bool = False) -> None:
-        """Write (atomically) or append ``text`` to the file ``name``."""
+    def write(self, name: str, text: str) -> None:
+        """Write ``text`` to the file ``name``, whole or not at all."""
         path = self.path / name
         try:
-            if append:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(text)
-                return
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
@@ -117,13 +112,18 @@ def latest_checkpoint(folder: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir]:
-    """``--resume``: the options the run was started with, its last checkpoint, its folder.
+_CHANGEABLE = ("epochs", "device", "workers", "quiet")
 
-    What the command line says now wins for --epochs, --device, --workers and --quiet.
+
+def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir, str]:
+    """``--resume``: the options the run was started with, its last checkpoint, its folder, a line to say or "".
+
+    What the command line says now wins for --epochs, --device, --workers and --quiet; other options stay the run's own,
+    and the line names those that were given and are not followed.
 
     Raises:
-        UserError: no checkpoint, or one with finished weights only. StorageError: a damaged one.
+        UserError: no checkpoint, one with finished weights only, or one outside a run directory.
+        StorageError: a damaged one.
     """
     path = Path(config.resume) if isinstance(config.resume, str) else latest_checkpoint(Path.cwd())
     if path.is_dir():
@@ -131,9 +131,19 @@ def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir]:
     content = load_checkpoint(path)
     if "optimizer" not in content:
         raise UserError(f"--resume {path}: holds finished weights only; use weights/last.pt, or --weights to fine-tune")
-    changed = {key: getattr(config, key) for key in ("epochs", "device", "workers", "quiet")}
-    changed = {key: value for key, value in changed.items() if value != getattr(Config(), key)}
-    started = {**content["config"], "weights": "", "resume": str(path)}
-    if not started["cfg"]:
-        started["cfg"] = content["yaml"]
-    return load_config(**{**started, **changed}), content, RunDir(path.resolve().parent.parent)
+    weights = path.resolve().parent
+    if weights.name != "weights":
+        raise UserError(f"--resume {path}: not in the weights folder of a run directory; --weights starts from it")
+    given = {key: value for key, value in vars(config).items() if value != getattr(Config(), key) and key != "resume"}
+    changed = {key: given.pop(key) for key in _CHANGEABLE if key in given}
+    kept = load_config(**{**content["config"], **changed, "resume": str(path)})
+    differing = [f"--{key.replace('_', '-')}" for key, value in given.items() if _differs(value, getattr(kept, key))]
+    words = (
+        f"--resume goes on with the run's own options, not the {', '.join(differing)} given now" if differing else ""
+    )
+    return kept, content, RunDir(weights.parent), words
+
+
+def _differs(given: Any, kept: Any) -> bool:
+    # The run keeps absolute paths.
+    return given != kept and not (isinstance(given, str) and given and str(kept).endswith(given))

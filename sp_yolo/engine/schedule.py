@@ -118,7 +118,7 @@ def fit_to_run(
 
     The nominal batch falls from 64 to the batch itself where the run would see fewer than 3000 steps; the warm-up floor
     of 1000 iterations holds only up to a tenth of the run and the warm-up never exceeds a fifth; the EMA's memory is at
-    most 1.25 runs long. Measured in docs/results.md.
+    most a quarter of the run. Measured in docs/results.md.
     """
     iterations = epochs * batches_per_epoch
     nominal = hyp["nominal_batch"]
@@ -135,7 +135,7 @@ def fit_to_run(
     updates = max(iterations / accumulate, 1)
     decay, ramp = hyp["ema_decay"], hyp["ema_ramp"]
     if decay == "auto":
-        decay = 0.9999 if compat else min(0.9999, max(0.0, 1 - 0.8 / updates))
+        decay = 0.9999 if compat else min(0.9999, max(0.0, 1 - 4 / updates))
     if ramp == "auto":
         ramp = 2000.0 if compat else min(2000.0, max(1.0, updates / 6.5))
     weight_decay = hyp["weight_decay"] * batch_size * accumulate / nominal

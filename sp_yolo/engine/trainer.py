@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from sp_yolo import __version__
-from sp_yolo.config import Config
+from sp_yolo.config import OPTIMIZERS, Config
 from sp_yolo.data.images import read_image
 from sp_yolo.engine import build
 from sp_yolo.engine.autoanchor import check_anchors
 from sp_yolo.engine.checkpoint import save_checkpoint
 from sp_yolo.engine.device import select_compute
-from sp_yolo.engine.distributed import average, broadcast, join_world, leave_world
+from sp_yolo.engine.distributed import average, broadcast, join_world, largest, leave_world
 from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.inputs import image_weights, rescale, to_input
 from sp_yolo.engine.interrupt import Interrupt
@@ -33,7 +33,7 @@ from sp_yolo.engine.progress import PARTS, Progress, RunningLoss
 from sp_yolo.engine.rundir import RunDir, reopen
 from sp_yolo.engine.schedule import StepPlan, fit_to_run, make_schedule
 from sp_yolo.engine.validate import IOU_THRES, validate
-from sp_yolo.errors import NonFiniteError, UserError
+from sp_yolo.errors import EnvironmentFault, NonFiniteError, UserError
 from sp_yolo.eval import EvalResult, per_class_table, write_report
 from sp_yolo.losses import DetectionLoss
 from sp_yolo.models import description, load_weights
@@ -54,15 +54,17 @@ class Trainer:
         self.world = join_world()
         resumed: dict[str, Any] = {}
         if config.resume:
-            config, resumed, self.run = reopen(config)
+            config, resumed, self.run, words = reopen(config)
+            self.say(words)
         self.dataset = build.open_dataset(config.data, config.overrides.get("root"))
         self.config = build.complete(config, self.dataset)
-        self.compute = select_compute(config.device, config.amp, self.world.local_rank)
+        self.compute = select_compute(config.device, config.amp, self.world.local_rank, self.world.size)
         torch.manual_seed(config.seed)
-        self.model = build.build_detector(self.config, self.dataset, self.say)
-        self.hyp_path, self.hyp = build.choose_hyp(self.config, self.model)
         if resumed:
+            self.model = build.rebuild_detector(self.config, self.dataset, resumed, self.say)
             self.hyp_path, self.hyp = str(self.run.path / "hyp.yaml"), resumed["hyp"]
+        else:
+            self.model, self.hyp_path, self.hyp = build.build_detector(self.config, self.dataset, self.say)
         self.stride = max(int(self.model.stride.max()), 32)
         self._round_sizes()
         self._build_data(check=not resumed)
@@ -74,7 +76,7 @@ class Trainer:
             made = str(self._new_run().path) if self.world.main else ""
             self.run = RunDir(Path(broadcast(made, self.world)))
         self.losses = RunningLoss(self.compute.device, self.progress)
-        self.pictures = RunPictures(self.run.path, self.model.names)
+        self.pictures = RunPictures(self.run.path, self.model.names, tensorboard=self.world.main)
 
     def say(self, text: str) -> None:
         if self.world.main and text:
@@ -91,6 +93,7 @@ class Trainer:
 
     def _new_run(self) -> RunDir:
         run = RunDir.create(self.config.project, self.config.name, self.config.exist_ok)
+        run.weights.mkdir(exist_ok=True)
         run.write_yaml("opt.yaml", self.config.as_dict())
         run.write_yaml("hyp.yaml", self.hyp)
         return run
@@ -102,6 +105,13 @@ class Trainer:
         )
         self.say(build.warnings_of(self.train_data))
         self.say(self.train_data.cache_note)
+        self.batch_size = build.total_batch(config, len(self.train_data), self.world)
+        if self.batch_size < config.batch_size:
+            self.say(f"--batch-size {config.batch_size} lowered to the {self.batch_size} training images there are")
+        if config.rect and config.image_weights:
+            self.say("--image-weights draws images singly: --rect is not followed")
+        if not self.dataset.val:
+            self.say(f"{self.dataset.path}: no 'val' split is given, validating on the training images")
         if self.world.main:
             self.val_data, self.val_loader, self.evaluator = build.build_val_data(
                 self.dataset,
@@ -123,7 +133,7 @@ class Trainer:
             self.model.half().float()  # as the original (specification, training §4.1)
         self.model.to(device).to(memory_format=torch.channels_last)
         run = {"epochs": config.epochs, "batches_per_epoch": self.loader.batches_per_epoch}
-        run["batch_size"] = min(config.batch_size, len(self.train_data))
+        run["batch_size"] = self.batch_size
         length = fit_to_run(hyp, **run, compat=config.compat)
         self.schedule = make_schedule(hyp, length, **run, linear=config.linear_lr, compat=config.compat)
         self.optimizer = build_optimizer(
@@ -135,8 +145,11 @@ class Trainer:
         self.val_loss = DetectionLoss(self.model, hyp, config.img_size[0], "anchor", compat=config.compat)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.compute.amp is torch.float16)
         self.network: torch.nn.Module = self.model
+        sync_bn = config.sync_bn and self.world.size > 1 and device.type == "cuda"
+        if config.sync_bn and not sync_bn:
+            self.say("--sync-bn: needs several GPUs, not followed")
         if self.world.size > 1:
-            if config.sync_bn and device.type == "cuda":
+            if sync_bn:
                 self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
             ids = [device.index] if device.type == "cuda" else None
             self.network = DistributedDataParallel(self.network, device_ids=ids)
@@ -179,7 +192,8 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         self.say(f"resumed {self.run.path} at iteration {self.progress.iteration} of {self.schedule.iterations}")
-        if self.progress.iteration >= self.schedule.iterations:
+        # Without a summary the run was stopped after its last epoch: what is left of it is done now.
+        if self.progress.iteration >= self.schedule.iterations and (self.run.path / "summary.json").exists():
             raise UserError(f"{self.run.path}: the run is complete; give a larger --epochs to extend it")
 
     # ------------------------------------------------------------------------------------------------------- training
@@ -188,24 +202,29 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss became NaN or infinite. StorageError: a file could not be written.
+            EnvironmentFault: the GPU's memory does not suffice.
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM; the state is saved first.
         """
         started = time.perf_counter()
-        self.say(f"{len(self.train_data)} training images; run directory {self.run.path}")
+        self.say(f"{len(self.train_data)} training images of {self.config.data}; run directory {self.run.path}")
         result = None
         try:
             with Interrupt() as interrupt:
                 for epoch in range(self.progress.iteration // self.schedule.batches_per_epoch, self.config.epochs):
-                    seconds = self._train_epoch(epoch, interrupt)
-                    result = self._close_epoch(epoch, seconds)
-                    if self._out_of_patience():
+                    rate = self._train_epoch(epoch, interrupt)
+                    result = self._close_epoch(epoch, rate)
+                    if result and self._out_of_patience():
+                        self.save()  # also with --nosave: this was the last epoch
                         break
             return self._finish(result, time.perf_counter() - started) if self.world.main else {}
+        except torch.cuda.OutOfMemoryError:
+            size = f"--batch-size {self.batch_size} and --img-size {self.config.img_size[0]}"
+            raise EnvironmentFault(f"the GPU's memory does not suffice for {size}: lower one of them") from None
         finally:
             leave_world(self.world)
 
     def _train_epoch(self, epoch: int, interrupt: Interrupt) -> float:
-        """One pass over the training data, from wherever the run stands in it; returns its seconds."""
+        """One pass over the training data, from wherever the run stands in it; returns its images per second."""
         first = self.progress.iteration % self.schedule.batches_per_epoch
         if self.config.compat:
             self.optimizer.zero_grad()
@@ -226,9 +245,12 @@ class Trainer:
                 if self.compute.device.type == "cpu" or last or self.progress.iteration % CHECK_EVERY == 0:
                     self._show(bar, epoch, batch)
                 bar.update()
-                if interrupt.signal and updated:
-                    self._stop(interrupt)
-        return time.perf_counter() - started
+                # All processes stop after the same step, or those that go on would wait for the others for ever.
+                if updated and (signal := largest(interrupt.signal, self.world)):
+                    self._stop(signal)
+        if self.config.quiet:
+            self.say(bar.desc)
+        return len(self.train_data) * (total - first) / total / (time.perf_counter() - started)
 
     def _train_step(self, batch: Any) -> bool:
         """Forward, loss, backward and, where the schedule says so, an optimizer step. True after a step."""
@@ -255,11 +277,12 @@ class Trainer:
         return plan.update
 
     def _update(self, plan: StepPlan) -> None:
+        ours = self.config.optimizer in OPTIMIZERS  # any other keeps torch's own momentum
         for group in self.optimizer.param_groups:
             group["lr"] = plan.lr[group["name"]]
-            if "momentum" in group:
+            if ours and "momentum" in group:
                 group["momentum"] = plan.momentum
-            elif "betas" in group:
+            elif ours and "betas" in group and not self.config.compat:
                 group["betas"] = (plan.momentum, group["betas"][1])
         if self.hyp["clip_norm"]:
             self.scaler.unscale_(self.optimizer)
@@ -287,10 +310,11 @@ class Trainer:
         columns = (f"{epoch}/{self.config.epochs - 1}", memory, *means, len(batch.targets), batch.images.shape[-1])
         bar.set_description_str(("%10s" * 2 + "%10.4g" * 6) % columns, refresh=False)
 
-    def _stop(self, interrupt: Interrupt) -> None:
+    def _stop(self, signal: int) -> None:
         self.save()
-        self.say(f"\nstopped by signal {interrupt.signal}, saved; go on with: --resume {self.run.path}")
-        raise SystemExit(interrupt.exit_code)
+        largest(0, self.world)  # the others leave when the main process has saved: torchrun ends all once one is gone
+        self.say(f"\nstopped by signal {signal}, saved; go on with: --resume {self.run.path}")
+        raise SystemExit(128 + signal)
 
     # ----------------------------------------------------------------------------------------------------- validation
     def _validate(self, draw: bool) -> tuple[EvalResult, tuple[float, float, float]]:
@@ -307,7 +331,7 @@ class Trainer:
         )
         return self.evaluator.compute(), outcome.losses
 
-    def _close_epoch(self, epoch: int, seconds: float) -> EvalResult | None:
+    def _close_epoch(self, epoch: int, rate: float) -> EvalResult | None:
         """Validate, record, save. Collective: every process calls it, the main one does the work."""
         means = average(self.losses.mean(), self.world).tolist()
         last = epoch + 1 == self.config.epochs
@@ -315,7 +339,7 @@ class Trainer:
         if last or not self.config.notest:
             result, val_losses = broadcast(self._validate(draw=False) if self.world.main else None, self.world)
             self.say(per_class_table(result, summary_only=True))
-        record = self._record(epoch, means, seconds, result, val_losses)
+        record = self._record(epoch, means, rate, result, val_losses)
         improved = self.progress.close_epoch(record, validated=result is not None)
         self.losses = RunningLoss(self.compute.device, self.progress)
         if self.world.main:
@@ -333,7 +357,7 @@ class Trainer:
             self.save(f"epoch_{epoch:03d}.pt")
 
     def _record(
-        self, epoch: int, means: list[float], seconds: float, result: EvalResult | None, val_losses: tuple[float, ...]
+        self, epoch: int, means: list[float], rate: float, result: EvalResult | None, val_losses: tuple[float, ...]
     ) -> dict[str, Any]:
         sparsity = self.optimizer.sparsity() if isinstance(self.optimizer, SP) else {}
         return {
@@ -346,7 +370,7 @@ class Trainer:
             **dict(zip(("val_box", "val_obj", "val_cls"), val_losses, strict=True)),
             "lr": {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups},
             "sparsity": {name: float(value) for name, value in sparsity.items()},
-            "images_per_second": len(self.train_data) / seconds,
+            "images_per_second": rate,
             "class_map": [float(entry.ap) for entry in result.per_class] if result else [],
         }
 

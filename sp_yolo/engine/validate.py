@@ -39,6 +39,7 @@ def validate(
     multi_label: bool = True,
     augment: bool = False,
     hybrid: bool = False,
+    single_class: bool = False,
     on_batch: Callable[[int, Any, list[torch.Tensor]], None] | None = None,
 ) -> Validation:
     """Run ``model`` (eval mode) over ``batches`` and feed the detections, in original pixels, to ``evaluator``.
@@ -46,6 +47,7 @@ def validate(
     ``loss``: a DetectionLoss whose parts are averaged over the batches. ``on_batch(index, batch, detections)`` sees
     each batch with its detections [k, 6] (xyxy in network input pixels, score, class), for pictures and text files.
     ``hybrid`` adds the labels as sure detections before NMS, to complete labels with a model (--save-hybrid).
+    ``single_class`` takes every detection for class 0, whatever the model says (--single-cls).
     """
     sums = torch.zeros(3, device=compute.device)
     seconds = {"inference": 0.0, "nms": 0.0}
@@ -62,6 +64,9 @@ def validate(
         if hybrid:
             decoded = _with_labels(decoded, batch)
         found = non_max_suppression(decoded, conf_thres, iou_thres, multi_label=multi_label)
+        if single_class:
+            for rows in found:
+                rows[:, 5] = 0
         ended = time.perf_counter()
         seconds["inference"] += inferred - started
         seconds["nms"] += ended - inferred

@@ -83,7 +83,7 @@ def test_voc(tmp_path: Path, kind: str) -> None:
     truth = dataset.ground_truth()
     assert [(row["bbox"], row["iscrowd"], row["ignore"], row["category_id"]) for row in truth["annotations"]] == [
         ([6, 4, 12, 8], 0, 0, 1),
-        ([30, 20, 30, 20], 1, 1, 2),
+        ([30, 20, 30, 20], 0, 1, 2),
     ]
     assert [image["id"] for image in truth["images"]] == [1, 2]
     assert "first.xml:8: zero area" in "\n".join(dataset.warnings)

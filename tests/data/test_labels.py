@@ -10,7 +10,7 @@ from data_builders import coco_document, voc_object
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sp_yolo.data.labels import LabelFile, read_yolo
+from sp_yolo.data.labels import CROWD, LabelFile, read_yolo
 from sp_yolo.data.labels_coco import coco_labels, read_coco
 from sp_yolo.data.labels_voc import read_voc, read_voc_list, voc_split
 from sp_yolo.errors import UserError
@@ -164,7 +164,7 @@ def test_coco_sparse_categories_crowd_and_area(tmp_path: Path) -> None:
     found = coco_labels(document.path, document.images[0], (60, 40))
     np.testing.assert_allclose(found.labels, [[0, 0.2, 0.2, 0.2, 0.2]], atol=1e-7)
     assert found.truth is not None
-    np.testing.assert_allclose(found.truth, [[0, 6, 4, 12, 8, 50, 0], [1, 0, 0, 60, 40, 2400, 1]])
+    np.testing.assert_allclose(found.truth, [[0, 6, 4, 12, 8, 50, 0], [1, 0, 0, 60, 40, 2400, CROWD]])
 
 
 def test_coco_ids_may_be_words_or_numbers(tmp_path: Path) -> None:

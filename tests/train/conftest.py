@@ -17,6 +17,32 @@ def toy_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_toy_dataset(tmp_path_factory.mktemp("data") / "toy", train=20, val=8, image_size=64)
 
 
+MINI = """
+nc: 6
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: [[8,8, 12,12, 16,16], [20,20, 28,28, 36,36], [40,40, 50,50, 60,60]]
+backbone:
+  - [-1, 1, Conv, [8, 3, 4]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+head:
+  - [1, 1, Conv, [16, 1, 1]]
+  - [2, 1, Conv, [16, 1, 1]]
+  - [3, 1, Conv, [16, 1, 1]]
+  - [[4, 5, 6], 1, IDetect, [nc, anchors]]
+"""
+
+
+@pytest.fixture(scope="session")
+def mini_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A network of 9,000 parameters: what a flag does to a run shows on it as well, in a tenth of the time."""
+    path = tmp_path_factory.mktemp("cfg") / "mini.yaml"
+    path.write_text(MINI)
+    return str(path)
+
+
 class Program:
     """`train_sp.py` in a process of its own, one thread, in a folder of its own."""
 

@@ -1,4 +1,4 @@
-"""`sp-yolo val` gives the trainer's figures to the bit; `sp-yolo predict` on files, folders, globs, videos and mistakes."""
+"""`sp-yolo val` gives the trainer's figures to the bit; `sp-yolo predict` on files, folders, videos, mistakes."""
 
 import json
 from pathlib import Path
@@ -95,6 +95,20 @@ def test_predict_on_files(
     assert predict(trained, str(images / "*_000[0-2].jpg"), "--nosave") == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert not list((tmp_path / "runs" / "detect" / "exp2").glob("*.jpg"))
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, width in (("a", 64), ("b", 96)):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        cv2.imwrite(f"in/{folder}/x.jpg", np.full((64, width, 3), 90, np.uint8))
+    assert predict(trained, "in", "--save-txt") == 0
+    run = tmp_path / "runs" / "detect" / "exp"
+    assert sorted(path.name for path in run.iterdir()) == ["labels", "x.jpg", "x_2.jpg"]
+    assert sorted(path.name for path in (run / "labels").iterdir()) == ["x.txt", "x_2.txt"]
+    assert cv2.imread(str(run / "x_2.jpg")).shape == (64, 96, 3)
 
 
 def test_predict_on_a_video(
