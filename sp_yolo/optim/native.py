@@ -160,7 +160,7 @@ def library() -> ctypes.CDLL | None:
         source.write_text(SOURCE)
         command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(shared), str(source)]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
             kernels = ctypes.CDLL(str(shared))
         except (OSError, subprocess.SubprocessError):
             return None
