@@ -467,8 +467,8 @@ def load_config(**options: Any) -> Config:
         options["optimizer"] = options["optimizer"].lower()  # SGD is ours with its momentum, not torch's bare one
     config = Config(**options)
     rules = [
-        (config.epochs >= 0, "--epochs", config.epochs, "must be positive"),
-        (options.get("batch_size", 1) >= 1, "--batch-size", config.batch_size, "must be at least 1"),
+        (config.epochs >= 0, "--epochs", config.epochs, "must be at least 1"),
+        (config.batch_size >= 0, "--batch-size", config.batch_size, "must be at least 1"),
         (len(config.img_size) == 2, "--img-size", config.img_size, "takes one or two sizes (train, test)"),
         (all(0 <= size <= 8192 for size in config.img_size), "--img-size", config.img_size, "must lie in 32..8192"),
         (config.cache_images in ("", "ram", "disk"), "--cache-images", config.cache_images, "must be ram or disk"),

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{flag}: {reason}")
     for accepted in ("local_rank", "v5_metric"):
         options.pop(accepted, None)
-    for key in ("epochs", "img_size"):  # 0 stands for "not given" in Config
+    for key in ("epochs", "batch_size", "img_size"):  # 0 stands for "not given" in Config
         values = options.get(key, 1)
         if min(values if isinstance(values, list) else [values]) < 1:
             raise UserError(f"--{key.replace('_', '-')} {values}: must be at least 1")

@@ -127,7 +127,7 @@ def test_config_round_trip_and_refusals() -> None:
     assert config.img_size == (320, 320)
     assert load_config(**config.as_dict()) == config
     assert load_config(compat=True).optimizer == "sgd" and load_config().optimizer == "sp"
-    for bad in ({"batch_size": 0}, {"img_size": [1, 2, 3]}, {"amp": "fp8"}, {"seed": -1}, {"epoch": 3}):
+    for bad in ({"batch_size": -1}, {"img_size": [1, 2, 3]}, {"amp": "fp8"}, {"seed": -1}, {"epoch": 3}):
         with pytest.raises(UserError):
             load_config(**bad)
     with pytest.raises(dataclasses.FrozenInstanceError):
