@@ -18,10 +18,10 @@ from sp_yolo.errors import StorageError, UserError
 
 NAMES = ("circle", "square", "triangle", "star", "four", "eight")
 TRAIN_IMAGES, VAL_IMAGES, IMAGE_SIZE = 600, 100, 192
-OBJECTS = (1, 6)  # per image
-OBJECT_SHARE = (0.2, 0.5)  # of the image's side
-HUE_SPREAD = 12  # degrees around the hue of the class: colour helps to tell the classes apart, shape alone would do
-VERSION = 2  # raise it when the pictures change, so that an older copy is made anew
+OBJECTS = (1, 5)  # per image
+OBJECT_SHARE = (0.22, 0.5)  # of the image's side
+HUE_SPREAD = 10  # degrees around the hue of the class: colour helps to tell the classes apart, shape alone would do
+VERSION = 3  # raise it when the pictures change, so that an older copy is made anew
 
 _Strokes = tuple[tuple[tuple[float, float], ...], ...]
 
@@ -169,7 +169,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tu
                 break
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.9))
-    image += rng.normal(0, rng.uniform(1, 9), image.shape).astype(np.float32)
+    image += rng.normal(0, rng.uniform(1, 6), image.shape).astype(np.float32)
     return np.clip(image, 0, 255).astype(np.uint8), objects
 
 

@@ -17,9 +17,10 @@ from sp_yolo.eval import CocoEvaluator
 from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
 
 DEFAULT_CFG = "yolov7-tiny"
+CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
 SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
-TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 16, 8, 192, "sp.toy.yaml"
+TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 20, 8, 192, "sp.toy.yaml"
 EPOCHS, BATCH, SIZE = 300, 16, 640
 TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a model gets
 
@@ -43,7 +44,7 @@ def complete(config: Config, dataset: DatasetConfig) -> Config:
     data, overrides = str(dataset.path.resolve()), dict(config.overrides)
     if "root" in overrides:
         overrides["root"] = str(dataset.root)
-    filled = {"img_size": size, "epochs": epochs, "batch_size": batch_size, "cfg": cfg, "hyp": hyp}
+    filled: dict[str, Any] = {"img_size": size, "epochs": epochs, "batch_size": batch_size, "cfg": cfg, "hyp": hyp}
     return dataclasses.replace(config, **filled, data=data, overrides=overrides)
 
 
@@ -156,7 +157,7 @@ def build_train_data(
         stride=stride,
         seed=config.seed,
         single_class=config.single_cls,
-        cache_images={"": "auto", "ram": True, "disk": "disk"}[config.cache_images],
+        cache_images=CACHES[config.cache_images],
         compat=config.compat,
     )
     loader = build_loader(

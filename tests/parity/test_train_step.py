@@ -1,4 +1,4 @@
-"""Three whole training steps of yolov7-tiny in float64 (groups, OTA loss, Nesterov SGD, EMA) against the original's sums."""
+"""Three training steps of yolov7-tiny in float64 (groups, OTA loss, SGD, EMA) against the sums of the original."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def trained() -> dict:
     given = json.loads(str(oracle["hyp_json"]))
     model = build_model("yolov7-tiny", num_classes=4).double().train()
     fill_weights(model, float(oracle["gain"]))
-    # The oracle's gains are already scaled by classes and image size (specification, loss §3.2); ours are scaled inside.
+    # The gains of the oracle are already scaled by classes and image size (specification, loss §3.2); ours inside.
     hyp = {**given, "cls": given["cls"] / (4 / 80), "obj": given["obj"] / (64 / 640) ** 2}
     loss_function = DetectionLoss(model, hyp, 64, "ota")
     defaults = {key: rule.default for key, rule in HYP_RULES.items()}
