@@ -16,7 +16,7 @@ CASES = {
     "heavy ball": {"nesterov": False, "momentum": 0.7},
     "decoupled": {"decoupled": True, "weight_decay": 0.05},
     "maximize": {"maximize": True},
-    "given cap": {"rcap": 0.1},
+    "given cap": {"rcap": 0.05},
     "no momentum": {"momentum": 0.0, "lr": 0.03},
     "diagonal": {"damping": "diagonal"},
     "diagonal, tight bounds": {"damping": "diagonal", "damping_bounds": (0.9, 1.2)},
