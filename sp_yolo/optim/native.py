@@ -28,11 +28,12 @@ from sp_yolo.optim.update import CARRIED, Batch, flat, is_dense, like_parameter
 # Elements per piece of work: what two threads share out between them.
 PIECE = 1 << 20
 _COLUMNS = 7
-_BINS = 1 << 12
+_BINS = 1 << 14
 
 SOURCE = r"""
 #include <stdint.h>
 #define LANES 32
+#define BINS 16384
 #define SPAN 4096   /* elements summed in float32 lanes before they go to float64 */
 typedef struct { int64_t x, g, v, s, mask, h, n; } piece;
 typedef struct { float beta, l2, shrink, step, sign, decay; int32_t nesterov; } settings;
@@ -94,8 +95,8 @@ static inline __attribute__((always_inline)) void run(
 
 static inline int32_t bin_of(float saliency) {
     union { float value; int32_t bits; } word = { saliency };
-    /* exponent and four bits of mantissa: 4096 bins, ordered as the floats are; a NaN of either sign comes last */
-    return (word.bits >> 19) & 4095;
+    /* exponent and six bits of mantissa, ordered as the floats are; a NaN of either sign comes last */
+    return (word.bits >> 17) & (BINS - 1);
 }
 
 static inline float saliency_of(float x, const float *h, int64_t i) {
@@ -104,25 +105,26 @@ static inline float saliency_of(float x, const float *h, int64_t i) {
     return 0.5f * squared;
 }
 
-/* free weights per bin; returns how many are held */
-int64_t sp_histogram(const float *x, const float *h, const uint8_t *mask, int64_t n, int64_t *counts) {
-    int64_t held = 0;
+/* Weights per bin, the held ones in a bin of their own. No branches, which would be mispredicted; four tables, because
+   neighbours fall into one bin and an increment waits for the one before it. */
+void sp_histogram(const float *x, const float *h, const uint8_t *mask, int64_t n, int64_t *counts) {
     for (int64_t i = 0; i < n; i++) {
-        if (mask && !mask[i]) held++;
-        else counts[bin_of(saliency_of(x[i], h, i))]++;
+        int32_t own = bin_of(saliency_of(x[i], h, i)), available = !mask || mask[i];
+        counts[(i & 3) * (BINS + 1) + (available ? own : BINS)]++;
     }
-    return held;
 }
 
-/* keep: above the bin; the bin's own weights go to values and places; returns their number */
+/* keep: above the bin. The bin's own go to values and places, which need one entry to spare; returns their number. */
 int64_t sp_collect(const float *x, const float *h, const uint8_t *mask, int64_t n, int32_t bin,
                    uint8_t *keep, float *values, int64_t *places) {
     int64_t found = 0;
     for (int64_t i = 0; i < n; i++) {
         float saliency = saliency_of(x[i], h, i);
         int32_t own = bin_of(saliency), available = !mask || mask[i];
-        keep[i] = available && own > bin;
-        if (available && own == bin) { values[found] = saliency; places[found++] = i; }
+        keep[i] = available & (own > bin);
+        values[found] = saliency;
+        places[found] = i;
+        found += available & (own == bin);
     }
     return found;
 }
@@ -164,7 +166,7 @@ def library() -> ctypes.CDLL | None:
             kernels = ctypes.CDLL(str(shared))
         except (OSError, subprocess.SubprocessError):
             return None
-    kernels.sp_histogram.restype = kernels.sp_collect.restype = ctypes.c_int64
+    kernels.sp_collect.restype = ctypes.c_int64
     return kernels
 
 
@@ -274,14 +276,17 @@ def keep_masks(
         [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in row] + [ctypes.c_int64(row[0].numel())]
         for row in zip(params, squares, masks, strict=True)
     ]
-    counts = torch.zeros(_BINS, dtype=torch.int64)
-    rank = count - sum(kernels.sp_histogram(*row, ctypes.c_void_p(counts.data_ptr())) for row in rows)
+    tables = torch.zeros(4, _BINS + 1, dtype=torch.int64)
+    for row in rows:
+        kernels.sp_histogram(*row, ctypes.c_void_p(tables.data_ptr()))
+    counts = tables.sum(0)
+    rank = count - int(counts[_BINS])
     if rank <= 0:
         return None
-    cumulative = counts.cumsum(0)
+    cumulative = counts[:_BINS].cumsum(0)
     chosen = int(torch.searchsorted(cumulative, rank))
     size = int(counts[chosen])
-    values, places = torch.empty(size), torch.empty(size, dtype=torch.int64)
+    values, places = torch.empty(size + 1), torch.empty(size + 1, dtype=torch.int64)
     sizes: list[int] = []
     keep: list[Tensor] = []
     for param, row in zip(params, rows, strict=True):
@@ -290,7 +295,7 @@ def keep_masks(
         ends = (kept.data_ptr(), values.data_ptr() + 4 * offset, places.data_ptr() + 8 * offset)
         sizes.append(kernels.sp_collect(*row, ctypes.c_int32(chosen), *map(ctypes.c_void_p, ends)))
         keep.append(kept)
-    inner, threshold = select([values], rank - int(cumulative[chosen]) + size)
-    for kept, place, stay in zip(keep, places.split(sizes), inner[0].split(sizes), strict=True):
+    inner, threshold = select([values[:size]], rank - int(cumulative[chosen]) + size)
+    for kept, place, stay in zip(keep, places[:size].split(sizes), inner[0].split(sizes), strict=True):
         flat(kept)[place] = stay
     return keep, threshold
