@@ -39,7 +39,8 @@ def test_val_repeats_the_figures_of_training(
     assert main(["eval", str(toy_truth(trained)), str(run / "best_predictions.json")]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if "Average" in line] == lines
     found = json.loads((run / "best_predictions.json").read_text())
-    assert len(found) == len(json.loads((trained / "detections.json").read_text())) > 0
+    # The very detections of the training's last validation, to the bit: so is every figure made of them.
+    assert found == json.loads((trained / "detections.json").read_text()) and found
     assert sorted(found[0]) == ["bbox", "category_id", "image_id", "score"]
     rows = [line.split() for file in (run / "labels").glob("*.txt") for line in file.read_text().splitlines()]
     assert len(rows) == len(found) and {len(row) for row in rows} == {6}
