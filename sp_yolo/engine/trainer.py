@@ -189,6 +189,9 @@ class Trainer:
         self.ema.module.load_state_dict(content["ema"])
         self.ema.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:
+            if "total_steps" in group:
+                group["total_steps"] = self.schedule.updates()  # a larger --epochs stretches the sparsity ramp too
         self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         self.say(f"resumed {self.run.path} at iteration {self.progress.iteration} of {self.schedule.iterations}")
