@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from sp_yolo.boxes import xyxy_to_cxcywh
-from sp_yolo.data.images import read_image
 from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.distributed import World
@@ -120,7 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
     truth, found = data_set.ground_truth(), evaluator.detections()
     if arguments.save_json:
         folder.write(f"{Path(arguments.weights).stem}_predictions.json", json.dumps(found))
-    paths = {image["id"]: data_set.path(index) for index, image in enumerate(truth["images"])}
     facts = {"weights": arguments.weights, "data": str(dataset.path), "split": split, "device": compute.words}
     notes = write_report(
         folder.path,
@@ -129,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         found,
         title=f"{Path(arguments.weights).name} on {dataset.path.name}",
         facts=facts,
-        read_image=lambda image_id: read_image(paths[image_id])[..., ::-1],
+        read_image=build.image_reader(data_set),
     )
     print("\n".join([*notes, f"results in {folder.path}"]))
     return 0

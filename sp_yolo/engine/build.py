@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config, load_hyp
 from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
+from sp_yolo.data.images import read_image
 from sp_yolo.engine.distributed import World
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
@@ -198,3 +201,9 @@ def build_val_data(
     )
     loader = build_loader(data, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
     return data, loader, CocoEvaluator(data.ground_truth(), data.category_ids, list(data.names))
+
+
+def image_reader(data: DetectionDataset) -> Callable[[int], np.ndarray]:
+    """Image id of ``data.ground_truth()`` -> its pixels [H, W, 3] RGB in original size, as reports draw on them."""
+    paths = {image["id"]: data.path(index) for index, image in enumerate(data.ground_truth()["images"])}
+    return lambda image_id: read_image(paths[image_id])[..., ::-1]

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sp_yolo import __version__
 from sp_yolo.config import OPTIMIZERS, Config
-from sp_yolo.data.images import read_image
 from sp_yolo.engine import build
 from sp_yolo.engine.autoanchor import check_anchors
 from sp_yolo.engine.checkpoint import save_checkpoint
@@ -415,7 +414,6 @@ class Trainer:
     def _report(self, result: EvalResult) -> list[str]:
         """Curves, confusion matrix, worst images and report.html of the best weights; returns the lines to print."""
         truth = self.val_data.ground_truth()
-        paths = {image["id"]: self.val_data.path(index) for index, image in enumerate(truth["images"])}
         return write_report(
             self.run.path,
             result,
@@ -429,5 +427,5 @@ class Trainer:
                 "device": self.compute.words,
             },
             history=self.progress.records,
-            read_image=lambda image_id: read_image(paths[image_id])[..., ::-1],
+            read_image=build.image_reader(self.val_data),
         )
