@@ -54,8 +54,10 @@ def one_life(name: str, width: float, folder: Path) -> None:
     with torch.no_grad():
         expected, _ = model(images)
         torch.testing.assert_close(loaded(images)[0], expected, rtol=0, atol=0)
+        # Two steps on noise leave activations so large that float32 itself is 0.3 px away from float64 (yolov7-d6).
+        model, images = model.double(), images.double()
         deployed = deploy(model)
-        torch.testing.assert_close(deployed(images)[0], expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(deployed(images)[0], model(images)[0], rtol=0, atol=1e-6)
     assert deployed.head.auxiliary is False
 
     for form in ("onnx", "torchscript"):
