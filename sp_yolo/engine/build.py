@@ -18,6 +18,7 @@ from sp_yolo.engine.distributed import World
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
 from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
+from sp_yolo.models.heads import IDetect
 
 DEFAULT_CFG = "yolov7-tiny"
 CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
@@ -78,6 +79,8 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
     if config.weights:
         keep_anchors = bool(config.cfg or hyp["anchors"])
         say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
+        if not config.cfg and not isinstance(model.head, IDetect):
+            say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form instead")
     name_classes(model, dataset, config.single_cls)
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp
