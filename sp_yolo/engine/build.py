@@ -80,7 +80,7 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
         keep_anchors = bool(config.cfg or hyp["anchors"])
         say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
         if not config.cfg and not isinstance(model.head, IDetect):
-            say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form instead")
+            say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form")
     name_classes(model, dataset, config.single_cls)
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp

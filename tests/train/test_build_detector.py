@@ -9,9 +9,9 @@ from sp_yolo.engine.build import build_detector
 from sp_yolo.models import build_model, description
 
 
-def said(folder: Path, toy_yaml: Path, cfg: str, **settings: str) -> str:
+def said(folder: Path, toy_yaml: Path, stored: str, **settings: str) -> str:
     torch.manual_seed(0)
-    model = build_model(cfg, num_classes=6)
+    model = build_model(stored, num_classes=6)
     torch.save({**description(model), "model": model.state_dict()}, folder / "weights.pt")
     lines: list[str] = []
     config = load_config(data=str(toy_yaml), weights=str(folder / "weights.pt"), **settings)
