@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -17,25 +17,22 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.saliency import FISHER_DECAY
-from sp_yolo.optim.saliency import keep_masks as select
+from sp_yolo.optim.saliency import FISHER_DECAY, SAMPLE, bracket, rank_inside, saliency
 from sp_yolo.optim.update import CARRIED, Batch, flat, is_dense, like_parameter
 
-# Elements per piece of work: what two threads share out between them.
-PIECE = 1 << 20
-_COLUMNS = 7
-_BINS = 1 << 14
+# Elements that are worth another thread.
+SHARE = 1 << 20
 
 SOURCE = r"""
 #include <stdint.h>
 #define LANES 32
-#define BINS 16384
 #define SPAN 4096   /* elements summed in float32 lanes before they go to float64 */
-typedef struct { int64_t x, g, v, s, mask, h, n; } piece;
+typedef struct { int64_t x, v, s, mask, h, n; } tensor;
 typedef struct { float beta, l2, shrink, step, sign, decay; int32_t nesterov; } settings;
 
 static double reduce(const float *lanes) {
@@ -44,20 +41,27 @@ static double reduce(const float *lanes) {
     return total;
 }
 
-void sp_products(const piece *pieces, int64_t count, double *out) {
-    for (int64_t p = 0; p < count; p++) {
-        const float *restrict s = (const float *)pieces[p].s, *restrict g = (const float *)pieces[p].g;
-        double total = 0.0;
-        for (int64_t i = 0; i < pieces[p].n; ) {
-            int64_t end = i + SPAN < pieces[p].n ? i + SPAN : pieces[p].n;
-            float lanes[LANES] = {0};
-            for (; i + LANES <= end; i += LANES)
-                for (int j = 0; j < LANES; j++) lanes[j] += s[i + j] * g[i + j];
-            for (; i < end; i++) lanes[0] += s[i] * g[i];
-            total += reduce(lanes);
-        }
-        out[p] = total;
+static double product(const float *restrict s, const float *restrict g, int64_t n) {
+    float lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] += s[i + j] * g[i + j];
+    for (; i < n; i++) lanes[0] += s[i] * g[i];
+    return reduce(lanes);
+}
+
+/* <s, g> over the elements first to last of all tensors in a row. */
+double sp_products(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t first, int64_t last) {
+    double total = 0.0;
+    int64_t before = 0;
+    for (int64_t t = 0; t < count; before += tensors[t++].n) {
+        const float *s = (const float *)tensors[t].s, *g = (const float *)gradients[t];
+        int64_t begin = first > before ? first - before : 0;
+        int64_t end = last < before + tensors[t].n ? last - before : tensors[t].n;
+        for (int64_t i = begin; i < end; i += SPAN)
+            total += product(s + i, g + i, i + SPAN < end ? SPAN : end - i);
     }
+    return total;
 }
 
 static inline __attribute__((always_inline)) void element(
@@ -81,66 +85,79 @@ static inline __attribute__((always_inline)) void run(
     float *restrict x, const float *restrict g, float *restrict v, float *restrict s,
     const uint8_t *restrict mask, float *restrict h, int64_t n, const settings c, double *out)
 {
-    double ss = 0.0, sg = 0.0;
-    for (int64_t i = 0; i < n; ) {
-        int64_t end = i + SPAN < n ? i + SPAN : n;
-        float squares[LANES] = {0}, products[LANES] = {0};
-        for (; i + LANES <= end; i += LANES)
-            for (int j = 0; j < LANES; j++) element(x, g, v, s, mask, h, i + j, c, squares + j, products + j);
-        for (; i < end; i++) element(x, g, v, s, mask, h, i, c, squares, products);
-        ss += reduce(squares); sg += reduce(products);
+    float squares[LANES] = {0}, products[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) element(x, g, v, s, mask, h, i + j, c, squares + j, products + j);
+    for (; i < n; i++) element(x, g, v, s, mask, h, i, c, squares, products);
+    out[0] += reduce(squares); out[1] += reduce(products);
+}
+
+/* Backwards: the gradients and displacements that sp_products read last are still in cache. */
+void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t first, int64_t last,
+               const settings *c, double *out) {
+    int64_t before = 0;
+    for (int64_t t = 0; t < count; t++) before += tensors[t].n;
+    for (int64_t t = count - 1; t >= 0; t--) {
+        int64_t n = tensors[t].n;
+        before -= n;
+        int64_t begin = first > before ? first - before : 0, end = last < before + n ? last - before : n;
+        while (begin < end) {
+            int64_t size = end - begin < SPAN ? end - begin : SPAN, i = end - size;
+            end = i;
+            float *x = (float *)tensors[t].x + i, *v = (float *)tensors[t].v + i, *s = (float *)tensors[t].s + i;
+            float *h = (float *)tensors[t].h;
+            const float *g = (const float *)gradients[t] + i;
+            const uint8_t *mask = (const uint8_t *)tensors[t].mask;
+            /* constants in each branch: the compiler drops the tests from the loops */
+            if (mask && h) run(x, g, v, s, mask + i, h + i, size, *c, out + 2 * t);
+            else if (mask) run(x, g, v, s, mask + i, 0, size, *c, out + 2 * t);
+            else if (h)    run(x, g, v, s, 0, h + i, size, *c, out + 2 * t);
+            else           run(x, g, v, s, 0, 0, size, *c, out + 2 * t);
+        }
     }
-    out[0] = ss; out[1] = sg;
 }
 
-static inline int32_t bin_of(float saliency) {
-    union { float value; int32_t bits; } word = { saliency };
-    /* exponent and six bits of mantissa, ordered as the floats are; a NaN of either sign comes last */
-    return (word.bits >> 17) & (BINS - 1);
-}
-
-static inline float saliency_of(float x, const float *h, int64_t i) {
-    float squared = x * x;
-    if (h) squared *= h[i];
-    return 0.5f * squared;
-}
-
-/* Weights per bin, the held ones in a bin of their own. No branches, which would be mispredicted; four tables, because
-   neighbours fall into one bin and an increment waits for the one before it. */
-void sp_histogram(const float *x, const float *h, const uint8_t *mask, int64_t n, int64_t *counts) {
-    for (int64_t i = 0; i < n; i++) {
-        int32_t own = bin_of(saliency_of(x[i], h, i)), available = !mask || mask[i];
-        counts[(i & 3) * (BINS + 1) + (available ? own : BINS)]++;
+static inline __attribute__((always_inline)) int64_t classify(
+    const float *restrict x, const float *restrict h, const uint8_t *restrict mask, int n,
+    float low, float high, uint8_t *restrict keep)
+{
+    int32_t below = 0;
+    for (int i = 0; i < n; i++) {
+        float saliency = x[i] * x[i];
+        if (h) saliency *= h[i];
+        saliency *= 0.5f;
+        /* 0: at most low, or held; 1: inside; 2: above, or NaN */
+        uint8_t code = (uint8_t)!(saliency <= low) + (uint8_t)!(saliency <= high);
+        if (mask) code = mask[i] ? code : 0;
+        keep[i] = code;
+        below += code == 0;
     }
+    return below;
 }
 
-/* keep: above the bin. The bin's own go to values and places, which need one entry to spare; returns their number. */
-int64_t sp_collect(const float *x, const float *h, const uint8_t *mask, int64_t n, int32_t bin,
-                   uint8_t *keep, float *values, int64_t *places) {
+/* keep: saliency above high. Those in (low, high] go to values and places; returns their number. at_most_low counts the
+   others, held ones among them. */
+int64_t sp_bracket(const float *x, const float *h, const uint8_t *mask, int64_t n, float low, float high,
+                   uint8_t *keep, float *values, int64_t *places, int64_t *at_most_low) {
     int64_t found = 0;
-    for (int64_t i = 0; i < n; i++) {
-        float saliency = saliency_of(x[i], h, i);
-        int32_t own = bin_of(saliency), available = !mask || mask[i];
-        keep[i] = available & (own > bin);
-        values[found] = saliency;
-        places[found] = i;
-        found += available & (own == bin);
+    for (int64_t start = 0; start < n; start += SPAN) {
+        int size = start + SPAN < n ? SPAN : (int)(n - start);
+        const float *xs = x + start, *hs = h ? h + start : 0;
+        uint8_t *codes = keep + start;
+        if (mask && h) *at_most_low += classify(xs, hs, mask + start, size, low, high, codes);
+        else if (mask) *at_most_low += classify(xs, 0, mask + start, size, low, high, codes);
+        else if (h)    *at_most_low += classify(xs, hs, 0, size, low, high, codes);
+        else           *at_most_low += classify(xs, 0, 0, size, low, high, codes);
+        for (int i = 0; i < size; i++) {
+            if (codes[i] == 1) {
+                values[found] = 0.5f * (h ? xs[i] * xs[i] * hs[i] : xs[i] * xs[i]);
+                places[found++] = start + i;
+            }
+            codes[i] >>= 1;
+        }
     }
     return found;
-}
-
-void sp_update(const piece *pieces, int64_t count, const settings *c, double *out) {
-    for (int64_t p = 0; p < count; p++) {
-        piece t = pieces[p];
-        float *x = (float *)t.x, *v = (float *)t.v, *s = (float *)t.s, *h = (float *)t.h;
-        const float *g = (const float *)t.g;
-        const uint8_t *mask = (const uint8_t *)t.mask;
-        /* constants in each branch: the compiler drops the tests from the loops */
-        if (mask && h) run(x, g, v, s, mask, h, t.n, *c, out + 2 * p);
-        else if (mask) run(x, g, v, s, mask, 0, t.n, *c, out + 2 * p);
-        else if (h)    run(x, g, v, s, 0, h, t.n, *c, out + 2 * p);
-        else           run(x, g, v, s, 0, 0, t.n, *c, out + 2 * p);
-    }
 }
 """
 
@@ -166,7 +183,8 @@ def library() -> ctypes.CDLL | None:
             kernels = ctypes.CDLL(str(shared))
         except (OSError, subprocess.SubprocessError):
             return None
-    kernels.sp_collect.restype = ctypes.c_int64
+    kernels.sp_bracket.restype = ctypes.c_int64
+    kernels.sp_products.restype = ctypes.c_double
     return kernels
 
 
@@ -177,62 +195,55 @@ def plain(tensor: Tensor) -> bool:
 
 def supports(batch: Batch) -> bool:
     """Plain parameters with float32 gradients, without the diagonal."""
-    if batch.diagonal:
+    first = batch.params[0]  # a batch is of one device and dtype
+    if batch.diagonal or first.device.type != "cpu" or first.dtype != torch.float32:
         return False
-    return all(plain(p) and g.dtype == p.dtype for p, g in zip(batch.params, batch.grads, strict=True))
+    return all(map(is_dense, batch.params)) and all(g.dtype == torch.float32 for g in batch.grads)
 
 
 class Native:
-    """The native path: a batch cut into pieces for the kernels. Holds the tensors whose addresses it has taken."""
+    """The native path: tables of addresses for the kernels. Holds the gradients whose addresses it has taken."""
 
     name = "native"
 
     def __init__(self, batch: Batch, kernels: ctypes.CDLL) -> None:
         self.batch, self.kernels = batch, kernels
-        self.owners: list[int] = []
-        self._kept: list[Tensor] = []
+        self.grads = [like_parameter(grad, param) for param, grad in zip(batch.params, batch.grads, strict=True)]
+        self.sizes = [param.numel() for param in batch.params]
         rows: list[int] = []
-        for index, (param, grad, state) in enumerate(zip(batch.params, batch.grads, batch.states, strict=True)):
-            aligned = like_parameter(grad, param)
-            self._kept.append(aligned)
+        for param, state, size in zip(batch.params, batch.states, self.sizes, strict=True):
             mask, square = state.get("mask"), state.get("square_avg")
-            starts = [t.data_ptr() for t in (param, aligned, state["momentum_buffer"], state["displacement"])]
-            flags, squares = (0 if t is None else t.data_ptr() for t in (mask, square))
-            for offset in range(0, param.numel(), PIECE):
-                rows += [start + 4 * offset for start in starts]
-                rows += [flags and flags + offset, squares and squares + 4 * offset, min(PIECE, param.numel() - offset)]
-                self.owners.append(index)
-        self.table = (ctypes.c_int64 * len(rows))(*rows)
+            rows += (
+                param.data_ptr(),
+                state["momentum_buffer"].data_ptr(),
+                state["displacement"].data_ptr(),
+                0 if mask is None else mask.data_ptr(),
+                0 if square is None else square.data_ptr(),
+                size,
+            )
+        self.tensors = (ctypes.c_int64 * len(rows))(*rows)
+        self.gradients = (ctypes.c_int64 * len(self.grads))(*[g.data_ptr() for g in self.grads])
 
-    def _share_out(self, call: Callable[[int, int], None]) -> None:
-        """``call(first, count)`` for runs of pieces of about equal size, one per torch thread."""
-        sizes = self.table[_COLUMNS - 1 :: _COLUMNS]
-        threads = min(torch.get_num_threads(), max(sum(sizes) // PIECE, 1))
+    def _share_out(self, call: Callable[[int, int], Any]) -> list[Any]:
+        """``call(first, last)`` for about equal parts of all elements in a row, one per torch thread."""
+        elements = sum(self.sizes)
+        threads = max(min(torch.get_num_threads(), elements // SHARE), 1)
+        bounds = [elements * part // threads for part in range(threads + 1)]
         if threads == 1:
-            call(0, len(sizes))
-            return
-        bounds, done, target = [0], 0, sum(sizes) / threads
-        for index, size in enumerate(sizes):
-            done += size
-            if done >= target * len(bounds) and len(bounds) < threads:
-                bounds.append(index + 1)
-        bounds.append(len(sizes))
+            return [call(0, elements)]
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(call, bounds, [b - a for a, b in itertools.pairwise(bounds)]))
+            return list(pool.map(call, bounds, bounds[1:]))
+
+    def _arguments(self, first: int, last: int) -> tuple[Any, ...]:
+        return self.tensors, self.gradients, *map(ctypes.c_int64, (len(self.sizes), first, last))
 
     def products(self) -> list[float]:
-        """<s, g> of each tensor, as ``single_products``."""
-        out = (ctypes.c_double * len(self.owners))()
-
-        def call(first: int, count: int) -> None:
-            self.kernels.sp_products(self._address(first), ctypes.c_int64(count), ctypes.byref(out, 8 * first))
-
-        self._share_out(call)
-        sign = -1.0 if self.batch.maximize else 1.0
-        return [sign * total for total in self._per_tensor(list(out))]
+        """Parts of the sum of <s, g> over all tensors."""
+        parts = self._share_out(lambda first, last: self.kernels.sp_products(*self._arguments(first, last)))
+        return [-part for part in parts] if self.batch.maximize else parts
 
     def update(self, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
-        """One step of every tensor, as ``single_update``."""
+        """One step of every tensor, as the single-tensor path."""
         if not finite:
             return
         batch = self.batch
@@ -245,57 +256,59 @@ class Native:
             FISHER_DECAY,
             int(batch.nesterov),
         )
-        out = (ctypes.c_double * (2 * len(self.owners)))()
 
-        def call(first: int, count: int) -> None:
-            self.kernels.sp_update(
-                self._address(first), ctypes.c_int64(count), ctypes.byref(settings), ctypes.byref(out, 16 * first)
-            )
+        def call(first: int, last: int) -> list[float]:
+            sums = (ctypes.c_double * (2 * len(self.sizes)))()
+            self.kernels.sp_update(*self._arguments(first, last), ctypes.byref(settings), sums)
+            return list(sums)
 
-        self._share_out(call)
-        squares, products = self._per_tensor(out[0::2]), self._per_tensor(out[1::2])
-        for state, square, product in zip(batch.states, squares, products, strict=True):
-            state.update(zip(CARRIED, (square, square, product), strict=True))
-
-    def _address(self, first: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(ctypes.addressof(self.table) + 8 * _COLUMNS * first)
-
-    def _per_tensor(self, values: list[float]) -> list[float]:
-        totals = [0.0] * len(self.batch.params)
-        for owner, value in zip(self.owners, values, strict=True):
-            totals[owner] += value
-        return totals
+        parts = self._share_out(call)
+        sums = parts[0] if len(parts) == 1 else [sum(column) for column in zip(*parts, strict=True)]
+        norm, square, gradient = CARRIED
+        for state, squared, product in zip(batch.states, sums[0::2], sums[1::2], strict=True):
+            state[norm] = state[square] = squared
+            state[gradient] = product
 
 
 def keep_masks(
     kernels: ctypes.CDLL, params: list[Tensor], squares: list[Tensor | None], masks: list[Tensor | None], count: int
 ) -> tuple[list[Tensor], Tensor] | None:
-    """``saliency.keep_masks`` of 0.5 h x^2 without storing it: a histogram over the floats' leading bits, then an exact
-    selection inside one bin. Ties by index in memory. None if no more than the held weights are to be zero."""
-    rows = [
-        [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in row] + [ctypes.c_int64(row[0].numel())]
-        for row in zip(params, squares, masks, strict=True)
-    ]
-    tables = torch.zeros(4, _BINS + 1, dtype=torch.int64)
-    for row in rows:
-        kernels.sp_histogram(*row, ctypes.c_void_p(tables.data_ptr()))
-    counts = tables.sum(0)
-    rank = count - int(counts[_BINS])
-    if rank <= 0:
+    """``saliency.keep_masks`` of 0.5 h x^2, held weights first, without storing it: the masks as rows in memory order.
+
+    None if the bracket missed, or no more than the held weights are to be zero.
+    """
+    n = sum(p.numel() for p in params)
+    sample = _sample(params, squares, masks, max(n // SAMPLE, 1))
+    low, high = bracket(sample, count / n) if n > SAMPLE else (-math.inf, math.inf)
+    # Room for all, of which the system gives what is used.
+    values, places = torch.empty(n), torch.empty(n, dtype=torch.int64)
+    at_most_low = ctypes.c_int64(0)
+    found = [0]
+    keep = [torch.empty(p.numel(), dtype=torch.bool) for p in params]
+    for param, square, mask, kept in zip(params, squares, masks, keep, strict=True):
+        row = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (param, square, mask)]
+        ends = (kept.data_ptr(), values.data_ptr() + 4 * found[-1], places.data_ptr() + 8 * found[-1])
+        more = kernels.sp_bracket(
+            *row,
+            ctypes.c_int64(param.numel()),
+            ctypes.c_float(low),
+            ctypes.c_float(high),
+            *map(ctypes.c_void_p, ends),
+            ctypes.byref(at_most_low),
+        )
+        found.append(found[-1] + more)
+    ranked = rank_inside(values[: found[-1]], count - at_most_low.value)
+    if ranked is None:
         return None
-    cumulative = counts[:_BINS].cumsum(0)
-    chosen = int(torch.searchsorted(cumulative, rank))
-    size = int(counts[chosen])
-    values, places = torch.empty(size + 1), torch.empty(size + 1, dtype=torch.int64)
-    sizes: list[int] = []
-    keep: list[Tensor] = []
-    for param, row in zip(params, rows, strict=True):
-        kept = torch.empty_like(param, dtype=torch.bool)
-        offset = sum(sizes)
-        ends = (kept.data_ptr(), values.data_ptr() + 4 * offset, places.data_ptr() + 8 * offset)
-        sizes.append(kernels.sp_collect(*row, ctypes.c_int32(chosen), *map(ctypes.c_void_p, ends)))
-        keep.append(kept)
-    inner, threshold = select([values[:size]], rank - int(cumulative[chosen]) + size)
-    for kept, place, stay in zip(keep, places[:size].split(sizes), inner[0].split(sizes), strict=True):
-        flat(kept)[place] = stay
-    return keep, threshold
+    for kept, begin, end in zip(keep, found, found[1:], strict=False):
+        kept[places[begin:end]] = ranked[0][begin:end]
+    return keep, ranked[1]
+
+
+def _sample(params: list[Tensor], squares: list[Tensor | None], masks: list[Tensor | None], stride: int) -> Tensor:
+    """The saliency of one weight in ``stride``; -1 for held ones."""
+    parts = []
+    for param, square, mask in zip(params, squares, masks, strict=True):
+        part = saliency(flat(param)[::stride], None if square is None else flat(square)[::stride])
+        parts.append(part if mask is None else part.where(flat(mask)[::stride], -1.0))
+    return torch.cat(parts)

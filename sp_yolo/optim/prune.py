@@ -11,7 +11,7 @@ from torch import Tensor
 from sp_yolo.optim import native
 from sp_yolo.optim.damping import parameter_damping
 from sp_yolo.optim.saliency import keep_masks, saliency
-from sp_yolo.optim.update import CARRIED
+from sp_yolo.optim.update import CARRIED, flat
 
 
 def prune_group(
@@ -24,12 +24,18 @@ def prune_group(
     """
     states = [state[param] for param in params]
     ranked = _rank_natively(group, params, states, count) if compiled else None
-    masks, group["threshold"] = ranked or _rank(group, params, states, count, r_gamma)
-    for param, own, mask in zip(params, states, masks, strict=True):
+    rows, group["threshold"] = ranked or _rank(group, params, states, count, r_gamma)
+    for param, own, row in zip(params, states, rows, strict=True):
+        mask = torch.empty_like(param, dtype=torch.bool)
+        flat(mask).copy_(row)
+        moving = row.view(torch.uint8)
+        if "mask" in own:
+            # What gathered behind the old mask must not move a weight that is now set free.
+            moving = moving & flat(own["mask"]).view(torch.uint8)
         if group["held"]:
-            own["mask"] = torch.empty_like(param, dtype=torch.bool).copy_(mask)
-        for tensor in (param, own["momentum_buffer"]):
-            tensor.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+            own["mask"] = mask
+        param.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+        flat(own["momentum_buffer"]).mul_(moving)
 
 
 def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
@@ -46,33 +52,28 @@ def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
 def _rank(
     group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], count: int, r_gamma: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    saliencies = []
+    """Masks as rows in memory order, and lambda. Saliencies go where the displacements are, which are forgotten."""
+    scores = []
     for param, state in zip(params, states, strict=True):
-        score = _saliency(group, param, state, r_gamma)
+        score = state["displacement"].copy_(param)
+        scale = None
+        if group["saliency"] == "fisher":
+            scale = state["square_avg"]
+        elif group["damping"] == "diagonal":
+            scalar = r_gamma.to(score.device, score.dtype)
+            scale = 1.0 / parameter_damping(score, scalar, group["damping_bounds"])
+        saliency(score, scale, out=score)
         if "mask" in state:
             # Held zeros rank first, at -1: another weight whose saliency happens to be 0 does not set them free.
-            free = state["mask"].view(torch.uint8)
-            state["momentum_buffer"].mul_(free)
-            score.sub_(free.bitwise_xor(1))
-        saliencies.append(score)
-    return keep_masks(saliencies, count)
-
-
-def _saliency(group: dict[str, Any], param: Tensor, state: dict[str, Any], r_gamma: Tensor) -> Tensor:
-    """S of one tensor, eq. (5)."""
-    wide = param.to(state["momentum_buffer"].dtype)
-    if group["saliency"] == "fisher":
-        return saliency(wide, state["square_avg"])
-    if group["damping"] == "none":
-        return saliency(wide)
-    scalar = r_gamma.to(wide.device, wide.dtype)
-    return saliency(wide, 1.0 / parameter_damping(wide, scalar, group["damping_bounds"]))
+            score.sub_(state["mask"].view(torch.uint8).bitwise_xor(1))
+        scores.append(flat(score))
+    return keep_masks(scores, count)
 
 
 def _rank_natively(
     group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], count: int
 ) -> tuple[list[Tensor], Tensor] | None:
-    """The same in C, where that applies; then held zeros stay held, so nothing is to be cleared behind a mask."""
+    """The same in C, where that applies."""
     diagonal = group["saliency"] == "damping" and group["damping"] == "diagonal"
     if diagonal or not all(map(native.plain, params)):
         return None

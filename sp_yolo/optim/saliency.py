@@ -10,13 +10,15 @@ from torch import Tensor
 
 # Decay of E[g^2], the empirical Fisher diagonal that weighs the saliency.
 FISHER_DECAY = 0.95
-# Size of the sample that brackets the threshold; up to so many elements are ranked without a bracket.
+# Size of the sample that brackets the threshold; up to so many elements are sorted instead.
 SAMPLE = 1 << 16
+# Elements per block of the ranking, whose scratch stays in cache.
+BLOCK = 1 << 18
 
 
-def saliency(x: Tensor, h: Tensor | None = None) -> Tensor:
+def saliency(x: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """S = 0.5 * h * x^2, eq. (5), in the metric diag(h); h = 1 (the order of magnitude) when None."""
-    squared = x * x
+    squared = torch.mul(x, x, out=out)
     return squared.mul_(0.5) if h is None else squared.mul_(h).mul_(0.5)
 
 
@@ -54,16 +56,18 @@ def keep_masks(saliencies: Sequence[Tensor], count: int) -> tuple[list[Tensor], 
     """Masks that are False at exactly the ``count`` smallest of all saliencies together; ties by index (eqs. 6, 18).
 
     Returns (bool masks shaped like the saliencies, threshold lambda as a 0-dim tensor: the largest saliency removed).
-    One stable sort on an accelerator, which never asks the host; on a CPU a sample brackets the threshold, so that only
-    the few percent inside the bracket are ranked (Floyd and Rivest's selection). Both are exact.
+    One stable sort on an accelerator, which never asks the host, and of few values; on a CPU a sample brackets the
+    threshold, so that only the percent inside the bracket is ranked (Floyd and Rivest's selection). Both are exact.
     """
     if count <= 0:
         return [torch.ones_like(s, dtype=torch.bool) for s in saliencies], saliencies[0].new_tensor(-math.inf)
     flat = [s.reshape(-1) for s in saliencies]
-    if any(s.device.type != "cpu" for s in flat):
-        keep, threshold = _keep_sorted(flat, count)
-    else:
-        keep, threshold = _keep_bracketed(flat, count, *_bracket(flat, count))
+    n = sum(s.numel() for s in flat)
+    found = None
+    if n > SAMPLE and all(s.device.type == "cpu" for s in flat):
+        sample = torch.cat([s[:: n // SAMPLE] for s in flat])
+        found = _keep_bracketed(flat, count, *bracket(sample, count / n))
+    keep, threshold = found or _keep_sorted(flat, count)
     return [k.view(s.shape) for k, s in zip(keep, saliencies, strict=True)], threshold
 
 
@@ -75,39 +79,72 @@ def _keep_sorted(flat: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tens
     return [k.to(s.device) for k, s in zip(parts, flat, strict=True)], ordered[count - 1]
 
 
-def _bracket(flat: Sequence[Tensor], count: int) -> tuple[Tensor | None, Tensor | None]:
-    """(low, high] that most likely holds the ``count``-th smallest, from a sorted sample; None is unbounded."""
-    n = sum(s.numel() for s in flat)
-    if n <= SAMPLE:
-        return None, None
-    sample = torch.cat([s[:: n // SAMPLE] for s in flat]).sort().values
-    margin = 4 * math.isqrt(sample.numel())
-    position = count * sample.numel() // n
-    low = sample[position - margin] if position >= margin else None
-    return low, sample[position + margin] if position + margin < sample.numel() else None
+def bracket(sample: Tensor, share: float) -> tuple[float, float]:
+    """(low, high] that most likely holds the quantile of which the ``sample`` is one.
+
+    Four standard deviations of a random sample's rank to either side.
+    """
+    size = sample.numel()
+    margin = 4 * math.sqrt(share * (1 - share) * size) + 4
+    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
+    low, high = -math.inf, math.inf
+    if first >= 1:
+        # The next smaller number: many may be equal to the sample's, and the threshold among them.
+        low = torch.nextafter(sample.kthvalue(first).values, sample.new_tensor(-math.inf)).item()
+    if last <= size:
+        high = sample.kthvalue(last).values.item()
+    return low, high
 
 
-def _keep_bracketed(
-    flat: Sequence[Tensor], count: int, low: Tensor | None, high: Tensor | None
-) -> tuple[list[Tensor], Tensor]:
-    """Masks and threshold, ranking only (low, high]; all, should the ``count``-th smallest not be in there."""
-    # not s <= low, instead of s > low: a NaN ranks last.
-    above = [(s <= (-math.inf if low is None else low)).logical_not_() for s in flat]
-    keep = [
-        torch.zeros_like(a) if high is None else (s <= high).logical_not_() for a, s in zip(above, flat, strict=True)
-    ]
-    at_most_low = sum(a.numel() - int(a.count_nonzero()) for a in above)
-    places = [(a ^ k).nonzero().view(-1) for a, k in zip(above, keep, strict=True)]
-    inside = torch.cat([s[place] for s, place in zip(flat, places, strict=True)])
-    rank = count - at_most_low
-    if not 0 < rank <= inside.numel():
-        return _keep_bracketed(flat, count, None, None)
-    threshold = inside.kthvalue(rank).values
-    stays = (inside <= threshold).logical_not_()
-    excess = inside.numel() - int(stays.count_nonzero()) - rank
+def rank_inside(values: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """(bool mask, False at the ``rank`` smallest values, ties by index; the largest of those); None if there are fewer
+    or ``rank`` is not positive, because the bracket missed."""
+    if not 0 < rank <= values.numel():
+        return None
+    threshold = values.kthvalue(rank).values
+    stays = values > threshold
+    excess = values.numel() - int(stays.count_nonzero()) - rank
     if excess:
         # Too many are equal to the threshold: those with the largest index stay.
-        stays[(inside == threshold).nonzero().view(-1)[-excess:]] = True
-    for k, place, stay in zip(keep, places, stays.split([p.numel() for p in places]), strict=True):
+        stays[(values == threshold).nonzero().view(-1)[-excess:]] = True
+    return stays, threshold
+
+
+def _keep_bracketed(flat: Sequence[Tensor], count: int, low: float, high: float) -> tuple[list[Tensor], Tensor] | None:
+    """Masks and threshold, ranking only (low, high]; None if the ``count``-th smallest is not in there."""
+    keep = [torch.empty_like(s, dtype=torch.bool) for s in flat]
+    scratch = torch.empty(2, BLOCK, dtype=flat[0].dtype), torch.empty(BLOCK, dtype=torch.bool)
+    at_most_low, places = 0, []
+    for s, k in zip(flat, keep, strict=True):
+        offset, inside = 0, []
+        for block, block_keep in zip(s.split(BLOCK), k.split(BLOCK), strict=True):
+            below, place = _classify(block, low, high, block_keep, *scratch)
+            at_most_low += below
+            inside.append(place + offset)
+            offset += block.numel()
+        places.append(torch.cat(inside))
+    ranked = rank_inside(torch.cat([s[p] for s, p in zip(flat, places, strict=True)]), count - at_most_low)
+    if ranked is None:
+        return None
+    for k, place, stay in zip(keep, places, ranked[0].split([p.numel() for p in places]), strict=True):
         k[place] = stay
-    return keep, threshold
+    return keep, ranked[1]
+
+
+def _classify(
+    values: Tensor, low: float, high: float, keep: Tensor, scratch: Tensor, inside: Tensor
+) -> tuple[int, Tensor]:
+    """Number of values <= low, places of those in (low, high]; ``keep`` becomes True above high and for NaN.
+
+    Comparisons write numbers, not bools: on a CPU that is six times faster. For the same reason the few inside are
+    found eight at a time.
+    """
+    n = values.numel()
+    at_most_low, at_most_high = torch.le(values, low, out=scratch[0, :n]), torch.le(values, high, out=scratch[1, :n])
+    below = int(at_most_low.sum())
+    keep.copy_(at_most_high).view(torch.uint8).bitwise_xor_(1)
+    inside[n : n + 8] = False
+    inside[:n].copy_(at_most_high.sub_(at_most_low))
+    words = inside[: -(-n // 8) * 8].view(torch.int64).nonzero()
+    places = (words * 8 + torch.arange(8)).view(-1)
+    return below, places[inside[places]]

@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 
 from sp_yolo.optim import native
 from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, rayleigh_quotient
+from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
 from sp_yolo.optim.settings import check_settings, prunable_flags, prunable_params, reference_lr
-from sp_yolo.optim.update import CARRIED, Batch, MultiTensor, SingleTensor, like_parameter
+from sp_yolo.optim.update import CARRIED, Batch, SingleTensor, like_parameter
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "gamma_start")
@@ -172,7 +173,7 @@ class SP(Optimizer):
                 paper_update(batch, group["sigma"], prunable_params(group), finite.to(batch.params[0].device))
         else:
             r_gamma = self._damp(groups, products, finite)
-            for path in paths:
+            for path in reversed(paths):
                 path.update(r_gamma, model["gamma"], finite)
             self._prune(model["step"])
         model["step"] += 1
@@ -275,23 +276,27 @@ class SP(Optimizer):
 
     def _batches(self, group: dict[str, Any], on_device: bool) -> list[Batch]:
         """The group's tensors that have a gradient, by device and dtype, with their state."""
-        rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, dict[str, Any]]]] = {}
+        rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
         tensor_scalars = on_device or group["mode"] == "paper"
+        weighted = group["sigma"] > 0 and group["mode"] == "robust" and group["saliency"] == "fisher"
+        held = group["held"]
         for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
-            if param.grad is None or not param.requires_grad:
+            grad = param.grad
+            if grad is None or not param.requires_grad:
                 continue
-            if param.grad.is_sparse:
+            if grad.is_sparse:
                 raise RuntimeError("SP does not support sparse gradients")
-            state = self._param_state(group, param, prunable, tensor_scalars)
-            rows.setdefault((param.device, param.dtype), []).append((param, state))
+            state = self._param_state(param, prunable and weighted, held, tensor_scalars)
+            rows.setdefault((param.device, param.dtype), []).append((param, grad, state))
         return [self._batch(group, row, on_device) for row in rows.values()]
 
-    def _batch(self, group: dict[str, Any], row: list[tuple[Tensor, dict[str, Any]]], on_device: bool) -> Batch:
+    def _batch(self, group: dict[str, Any], row: list[tuple[Tensor, Tensor, dict[str, Any]]], on_device: bool) -> Batch:
         lr = group["lr"]
+        params, grads, states = map(list, zip(*row, strict=True))
         return Batch(
-            params=[param for param, _ in row],
-            grads=[param.grad for param, _ in row if param.grad is not None],
-            states=[state for _, state in row],
+            params=params,
+            grads=grads,
+            states=states,
             lr=lr if isinstance(lr, Tensor) and on_device else float(lr),
             momentum=float(group["momentum"]),
             nesterov=group["nesterov"],
@@ -302,28 +307,29 @@ class SP(Optimizer):
             damping_bounds=group["damping_bounds"],
         )
 
-    def _param_state(
-        self, group: dict[str, Any], param: Tensor, prunable: bool, tensor_scalars: bool
-    ) -> dict[str, Any]:
+    def _param_state(self, param: Tensor, weighted: bool, held: bool, tensor_scalars: bool) -> dict[str, Any]:
+        """The tensor's state, in its memory format, on its device, with scalars of the path's kind."""
         state = self.state[param]
-        dtype = torch.promote_types(param.dtype, torch.float32)
         if not state:
+            dtype = torch.promote_types(param.dtype, torch.float32)
             state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
             state["displacement"] = torch.zeros_like(param, dtype=dtype)
             state.update(dict.fromkeys(CARRIED, 0.0))
-        fisher = group["sigma"] > 0 and group["mode"] == "robust" and group["saliency"] == "fisher"
-        if prunable and fisher and "square_avg" not in state:
-            state["square_avg"] = torch.zeros_like(param, dtype=dtype)
-        for name in CARRIED:
-            if tensor_scalars and not isinstance(state[name], Tensor):
-                state[name] = torch.full((), state[name], dtype=torch.float64, device=param.device)
-            elif isinstance(state[name], Tensor) and not tensor_scalars:
-                state[name] = state[name].item()
-        if not group["held"]:
-            state.pop("mask", None)
-        for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
-            # The model may have been moved or its memory format changed since the last step.
-            value = state.get(name)
-            if value is not None and (value.stride() != param.stride() or value.device != param.device):
-                state[name] = like_parameter(value.to(param.device), param)
+        momentum = state["momentum_buffer"]
+        if weighted and "square_avg" not in state:
+            state["square_avg"] = torch.zeros_like(momentum)
+        if isinstance(state[CARRIED[0]], Tensor) != tensor_scalars:
+            for name in CARRIED:
+                value = state[name]
+                state[name] = (
+                    torch.full((), value, dtype=torch.float64, device=param.device) if tensor_scalars else value.item()
+                )
+        if momentum.stride() != param.stride() or momentum.device != param.device:
+            # The model was moved or its memory format changed since the last step.
+            for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
+                if name in state:
+                    state[name] = like_parameter(state[name].to(param.device), param)
+        if not held and "mask" in state:
+            # What gathered behind the mask must not move the weights that are now set free.
+            state["momentum_buffer"].mul_(state.pop("mask"))
         return state

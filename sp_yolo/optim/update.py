@@ -1,6 +1,6 @@
-"""The dense update of ``mode="robust"``: a readable single-tensor path and a multi-tensor path without host syncs.
+"""The dense update of ``mode="robust"`` tensor by tensor: the CPU's default. Its scalars are numbers of the host.
 
-Both work in three phases, because gamma is one number for the whole model: the products <s, g> of every tensor, the
+It works in three phases, because gamma is one number for the whole model: the products <s, g> of every tensor, the
 scalars (``damping.py``), the update of every tensor. Eq. numbers: docs/the-method.md.
 """
 
@@ -18,6 +18,8 @@ from sp_yolo.optim.saliency import FISHER_DECAY
 # Elements per block of the single-tensor path: a block's arrays (1 MiB each) stay in cache between its operations, so
 # that most words move to and from memory once per step. Smaller blocks cost more in calls than they save.
 BLOCK = 1 << 18
+# Vectors of up to so many elements are stepped together.
+SMALL = 1 << 12
 # What a tensor's state carries to the next secant pair: s'D^{-1}s, s's and <s, g_prev>.
 CARRIED = ("displacement_norm", "displacement_square", "displacement_gradient")
 
@@ -68,9 +70,6 @@ def total(values: list[Any]) -> Any:
     return torch.stack(values).sum() if isinstance(values[0], Tensor) else sum(values)
 
 
-# --- single tensor: the CPU's default; scalars are host numbers -------------------------------------------------------
-
-
 def is_dense(tensor: Tensor) -> bool:
     """Whether the tensor's memory is one run of its elements, in an order that torch names."""
     return (
@@ -98,72 +97,6 @@ def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     return row.split(BLOCK) if row.numel() > BLOCK else (row,)
 
 
-def single_products(batch: Batch) -> list[float]:
-    """<s, g> of each tensor. Blocks are summed in float64: float32 loses the sum when |y| << |g|."""
-    products = []
-    for param, grad, state in zip(batch.params, batch.grads, batch.states, strict=True):
-        s = state["displacement"]
-        rows = zip(pieces(s), pieces(like_parameter(grad, param)), strict=True)
-        total = sum(torch.dot(s_row, g_row.to(s.dtype)).item() for s_row, g_row in rows)
-        products.append(-total if batch.maximize else total)
-    return products
-
-
-def single_update(batch: Batch, r_gamma: float, gamma: float) -> None:
-    """One step of every tensor, eqs. (15)-(16), and what the next step needs of it."""
-    for param, grad, state in zip(batch.params, batch.grads, batch.states, strict=True):
-        # A parameter with gaps in memory is worked on as a dense copy.
-        x = param if is_dense(param) else torch.empty_like(param).copy_(param)
-        tensors = [x, like_parameter(grad, param), state["momentum_buffer"], state["displacement"]]
-        optional: list[Tensor | None] = [state.get("mask"), state.get("square_avg"), None]
-        if batch.diagonal and x.ndim >= 2:
-            wide = x.to(tensors[2].dtype)
-            optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
-        rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
-        rows += [(None,) * len(rows[0]) if t is None else pieces(t) for t in optional]
-        sums = [_update_piece(batch, gamma, *row) for row in zip(*rows, strict=True)]
-        if x is not param:
-            param.copy_(x)
-        for name, column in zip(CARRIED, zip(*sums, strict=True), strict=True):
-            state[name] = sum(column)
-
-
-def _update_piece(
-    batch: Batch,
-    gamma: float,
-    x: Tensor,
-    grad: Tensor,
-    v: Tensor,
-    s: Tensor,
-    mask: Tensor | None,
-    square: Tensor | None,
-    damping: Tensor | None,
-) -> tuple[float, float, float]:
-    g = grad.to(v.dtype)
-    if batch.maximize:
-        g = -g
-    if square is not None:
-        square.mul_(FISHER_DECAY).addcmul_(g, g, value=1 - FISHER_DECAY)
-    s.copy_(x)
-    if batch.shrink != 1.0:
-        x.mul_(batch.shrink)
-    step_size = float(batch.lr) * gamma
-    if damping is None and batch.momentum and x.dtype == v.dtype:
-        nesterov_step(x, g, v, batch, step_size)
-    else:
-        regularised = g.add(s, alpha=batch.l2)
-        v.mul_(batch.momentum).add_(regularised)
-        direction = regularised.add(v, alpha=batch.momentum) if batch.nesterov else v
-        x.add_(direction if damping is None else direction * damping, alpha=-step_size)
-    if mask is not None:
-        x.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
-    # The displacement is measured, not computed: rounding, decay and masks are in it.
-    torch.sub(x, s, out=s)
-    plain = torch.dot(s, s).item()
-    weighted = plain if damping is None else torch.dot(s, s / damping).item()
-    return weighted, plain, torch.dot(s, g).item()
-
-
 class SingleTensor:
     """The single-tensor path as the optimizer runs it."""
 
@@ -171,16 +104,122 @@ class SingleTensor:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        rows = list(zip(batch.params, batch.grads, batch.states, strict=True))
+        small = [_is_small(param, grad, state) for param, grad, state in rows]
+        self.packed = [row for row, is_small in zip(rows, small, strict=True) if is_small]
+        self.large = [row for row, is_small in zip(rows, small, strict=True) if not is_small]
 
     def products(self) -> list[float]:
-        return single_products(self.batch)
+        """<s, g> of each tensor. Blocks are summed in float64: float32 loses the sum when |y| << |g|."""
+        products = [_product(param, grad, state) for param, grad, state in self.large]
+        if self.packed:
+            _, grads, states = zip(*self.packed, strict=True)
+            s = torch.cat([state["displacement"] for state in states])
+            products += _sums(s, torch.cat(grads).to(s.dtype), [g.numel() for g in grads])
+        return [-p for p in products] if self.batch.maximize else products
 
     def update(self, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
-        if finite:
-            single_update(self.batch, r_gamma.item(), gamma.item())
+        """One step of every tensor, eqs. (15)-(16), and what the next step needs of it.
+
+        Backwards: the gradients and displacements that ``products`` read last are still in cache.
+        """
+        if not finite:
+            return
+        step_size = float(self.batch.lr) * gamma.item()
+        if self.packed:
+            _update_packed(self.batch, step_size, *map(list, zip(*self.packed, strict=True)))
+        for param, grad, state in reversed(self.large):
+            _update_tensor(self.batch, step_size, r_gamma.item(), param, grad, state)
 
 
-def nesterov_step(x: Tensor, g: Tensor, v: Tensor, batch: Batch, step_size: float) -> None:
+def _is_small(param: Tensor, grad: Tensor, state: dict[str, Any]) -> bool:
+    return param.ndim == 1 and param.numel() <= SMALL and not ("mask" in state or "square_avg" in state)
+
+
+def _product(param: Tensor, grad: Tensor, state: dict[str, Any]) -> float:
+    s = state["displacement"]
+    rows = zip(pieces(s), pieces(like_parameter(grad, param)), strict=True)
+    return sum(torch.dot(s_row, g_row.to(s.dtype)).item() for s_row, g_row in rows)
+
+
+def _sums(a: Tensor, b: Tensor, sizes: list[int]) -> list[float]:
+    """<a, b> of each of the runs of ``sizes`` elements, in float64."""
+    return torch.segment_reduce(a.double() * b, "sum", lengths=torch.tensor(sizes)).tolist()
+
+
+def _update_tensor(
+    batch: Batch, step_size: float, r_gamma: float, param: Tensor, grad: Tensor, state: dict[str, Any]
+) -> None:
+    # A parameter with gaps in memory is worked on as a dense copy.
+    x = param if is_dense(param) else torch.empty_like(param).copy_(param)
+    tensors = [x, like_parameter(grad, param), state["momentum_buffer"], state["displacement"]]
+    optional: list[Tensor | None] = [state.get("mask"), state.get("square_avg"), None]
+    if batch.diagonal and x.ndim >= 2:
+        wide = x.to(tensors[2].dtype)
+        optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
+    rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
+    rows += [(None,) * len(rows[0]) if t is None else pieces(t) for t in optional]
+    sums = [0.0, 0.0, 0.0]
+    for x_row, g_row, v_row, s_row, mask, square, damping in reversed(list(zip(*rows, strict=True))):
+        g = g_row.to(s_row.dtype)
+        _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping)
+        squared = torch.dot(s_row, s_row).item()
+        sums[0] += squared if damping is None else torch.dot(s_row, s_row / damping).item()
+        sums[1] += squared
+        sums[2] += torch.dot(s_row, g).item()
+    if x is not param:
+        param.copy_(x)
+    sums[2] = -sums[2] if batch.maximize else sums[2]
+    state.update(zip(CARRIED, sums, strict=True))
+
+
+def _update_packed(
+    batch: Batch, step_size: float, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+) -> None:
+    """Vectors of a few elements, of which a network has hundreds: as one row, since a call costs more than its work."""
+    sizes = [param.numel() for param in params]
+    momenta, displacements = ([state[name] for state in states] for name in ("momentum_buffer", "displacement"))
+    x, v = torch.cat(params), torch.cat(momenta)
+    g, s = torch.cat(grads).to(v.dtype), torch.empty_like(v)
+    _update_row(batch, step_size, x, g, v, s, None, None, None)
+    for tensors, row in ((params, x), (momenta, v), (displacements, s)):
+        torch._foreach_copy_(tensors, row.split(sizes))
+    squares, products = _sums(s, s, sizes), _sums(s, -g if batch.maximize else g, sizes)
+    for state, square, product in zip(states, squares, products, strict=True):
+        state.update(zip(CARRIED, (square, square, product), strict=True))
+
+
+def _update_row(
+    batch: Batch,
+    step_size: float,
+    x: Tensor,
+    g: Tensor,
+    v: Tensor,
+    s: Tensor,
+    mask: Tensor | None,
+    square: Tensor | None,
+    damping: Tensor | None,
+) -> None:
+    """Update dense rows in place; s becomes the displacement. ``g`` has the state's dtype."""
+    if square is not None:
+        square.mul_(FISHER_DECAY).addcmul_(g, g, value=1 - FISHER_DECAY)
+    s.copy_(x)
+    if batch.shrink != 1.0:
+        x.mul_(batch.shrink)
+    if damping is None and batch.momentum and x.dtype == v.dtype:
+        _nesterov_step(batch, step_size, x, g, v)
+    else:
+        regularised = torch.add(-g if batch.maximize else g, s, alpha=batch.l2)
+        v.mul_(batch.momentum).add_(regularised)
+        direction = regularised.add(v, alpha=batch.momentum) if batch.nesterov else v
+        x.add_(direction if damping is None else direction * damping, alpha=-step_size)
+    if mask is not None:
+        x.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+    # The displacement is measured, not computed: rounding, decay and masks are in it.
+    torch.sub(x, s, out=s)
+
+
+def _nesterov_step(batch: Batch, step_size: float, x: Tensor, g: Tensor, v: Tensor) -> None:
     """v = beta v + g + wd x; x -= step_size (g + wd x + beta v): one pass by the kernel behind SGD(fused=True)."""
     torch._fused_sgd_(
         [x],
@@ -191,77 +230,6 @@ def nesterov_step(x: Tensor, g: Tensor, v: Tensor, batch: Batch, step_size: floa
         lr=step_size,
         dampening=0.0,
         nesterov=batch.nesterov,
-        maximize=False,
+        maximize=batch.maximize,
         is_first_step=False,
     )
-
-
-# --- multi tensor: the accelerator's default; scalars stay on the device ----------------------------------------------
-
-
-def multi_products(batch: Batch) -> list[Tensor]:
-    """<s, g> of each tensor, 0-dim float64."""
-    displacements = [s["displacement"] for s in batch.states]
-    terms = torch._foreach_mul(displacements, [g.to(s.dtype) for g, s in zip(batch.grads, displacements, strict=True)])
-    products = [t.sum(dtype=torch.float64) for t in terms]
-    return list(torch._foreach_neg(products)) if batch.maximize else products
-
-
-def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
-    """``single_update`` in multi-tensor operations. Where ``finite`` (0-dim bool) is False, nothing changes."""
-    momenta = [s["momentum_buffer"] for s in batch.states]
-    dtype = momenta[0].dtype
-    before = [p.to(dtype, copy=True) for p in batch.params]
-    grads = [torch.where(finite, g.to(dtype), 0.0) for g in batch.grads]
-    if batch.maximize:
-        torch._foreach_neg_(grads)
-    go = finite.to(dtype)
-    for state, g in zip(batch.states, grads, strict=True):
-        if "square_avg" in state:
-            state["square_avg"].lerp_(g * g, (1 - FISHER_DECAY) * go)
-    steered = list(torch._foreach_add(grads, before, alpha=batch.l2)) if batch.l2 else grads
-    moved = torch._foreach_mul(momenta, batch.momentum)
-    torch._foreach_add_(moved, steered)
-    steps = list(torch._foreach_mul(moved, batch.momentum if batch.nesterov else 1.0))
-    if batch.nesterov:
-        torch._foreach_add_(steps, steered)
-    dampings: list[Tensor | None] = [None] * len(before)
-    if batch.diagonal:
-        bounds, scalar = batch.damping_bounds, r_gamma.to(dtype)
-        dampings = [parameter_damping(x, scalar, bounds) if x.ndim >= 2 else None for x in before]
-        steps = [step if d is None else step * d for step, d in zip(steps, dampings, strict=True)]
-    torch._foreach_mul_(steps, (batch.lr * gamma).to(dtype))
-    after = before if not batch.decoupled else torch._foreach_mul(before, batch.shrink)
-    after = torch._foreach_sub(after, steps)
-    for param, state, x_before, x_after in zip(batch.params, batch.states, before, after, strict=True):
-        if "mask" in state:
-            x_after = x_after * state["mask"]
-        param.copy_(torch.where(finite, x_after, x_before))
-    for v, new in zip(momenta, moved, strict=True):
-        v.copy_(torch.where(finite, new, v))
-    # The rounded parameters, not the computed ones, define s.
-    displaced = torch._foreach_sub([p.to(dtype) for p in batch.params], before)
-    for state, s, g, damping in zip(batch.states, displaced, grads, dampings, strict=True):
-        state["displacement"].copy_(torch.where(finite, s, state["displacement"]))
-        squared = s * s
-        plain = squared.sum(dtype=torch.float64)
-        weighted = plain if damping is None else (squared / damping).sum(dtype=torch.float64)
-        for name, value in zip(CARRIED, (weighted, plain, (s * g).sum(dtype=torch.float64)), strict=True):
-            # In place: a captured CUDA graph replays on the same memory.
-            state[name].copy_(torch.where(finite, value, state[name]))
-
-
-class MultiTensor:
-    """The multi-tensor path as the optimizer runs it."""
-
-    name = "multi-tensor"
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def products(self) -> list[Tensor]:
-        return multi_products(self.batch)
-
-    def update(self, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -> None:
-        device = self.batch.params[0].device
-        multi_update(self.batch, r_gamma.to(device), gamma.to(device), finite.to(device))

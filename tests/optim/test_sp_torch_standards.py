@@ -323,7 +323,7 @@ def test_native_path_says_so_and_falls_back(monkeypatch):
 def test_native_threads_share_out_the_work(monkeypatch):
     from sp_yolo.optim import native
 
-    monkeypatch.setattr(native, "PIECE", 64)
+    monkeypatch.setattr(native, "SHARE", 64)
     threads = torch.get_num_threads()
     results = []
     for count in (1, 3):
