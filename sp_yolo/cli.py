@@ -18,6 +18,8 @@ COMMANDS = {
     "predict": ("sp_yolo.predict", "detect on images, folders, videos, webcams (the original's detect.py)"),
     "export": ("sp_yolo.export", "write TorchScript or ONNX, checked against the model"),
     "eval": ("sp_yolo.eval.command", "metrics of a detections file: COCO, VOC07 or VOC12"),
+    "classify": ("sp_yolo.classify.command", "train small networks on MNIST, CIFAR-10 or image folders"),
+    "compare": ("sp_yolo.compare.command", "compare optimizers over seeds, tuned alike, with confidence intervals"),
     "check": ("sp_yolo.check", "find what would ruin a training run before it starts"),
     "download": ("sp_yolo.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
 }

@@ -1,0 +1,199 @@
+"""One classification run: batches by index from memory, any optimizer, the same numbers whenever it is repeated."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sp_yolo.classify.data import ImageSet
+from sp_yolo.classify.models import build_classifier
+from sp_yolo.classify.settings import OPTIMIZERS, ClassifyConfig
+from sp_yolo.classify.splits import ORDER, Splits, generator
+from sp_yolo.engine.device import select_device
+from sp_yolo.engine.optimizer import build_optimizer
+from sp_yolo.engine.schedule import Schedule
+from sp_yolo.errors import NonFiniteError
+from sp_yolo.optim import SP
+
+PADDING = 4  # px on each side, of the random crop
+EVAL_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``epochs``: one record each; ``summary``: final figures; ``model``: the trained network, in eval mode."""
+
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any]
+    model: nn.Module
+
+
+def fit(
+    config: ClassifyConfig,
+    splits: Splits,
+    *,
+    test: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Train a network on ``splits.train`` and measure it on the validation split after each epoch.
+
+    Initial weights, order and augmentation follow from ``config.seed`` alone, so runs of different optimizers are
+    pairs. ``test=False`` never looks at the test split: what tuning uses.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite; names the step.
+    """
+    device = select_device(config.device)
+    hyp = config.hyp()
+    batches = math.ceil(len(splits.train) / config.batch_size)
+    schedule = _schedule(hyp, config, batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        shape = tuple(splits.train.images.shape[1:])
+        model = build_classifier(config.model, len(splits.names), shape)  # type: ignore[arg-type]
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    builder = OPTIMIZERS[config.optimizer][0]
+    optimizer = build_optimizer(builder, model, hyp, weight_decay=hyp["weight_decay"], total_steps=schedule.iterations)
+    run = _Run(config, splits, hyp, device, model, optimizer, schedule)
+    started = time.perf_counter()
+    records = []
+    for epoch in range(config.epochs):
+        records.append(run.epoch(epoch))
+        if on_epoch:
+            on_epoch(records[-1])
+    seconds = time.perf_counter() - started
+    return Outcome(records, run.summary(records, seconds, test), model.eval())
+
+
+def _schedule(hyp: dict[str, Any], config: ClassifyConfig, batches: int) -> Schedule:
+    """Cosine from lr0 to lr0 * lrf, a step on every batch, after ``warmup_epochs`` (default none)."""
+    keys = ("lrf", "momentum", "warmup_momentum", "warmup_bias_lr")
+    warmup = round(hyp["warmup_epochs"] * batches) if hyp["warmup_epochs"] != "auto" else 0
+    shape = {key: hyp[key] for key in keys}
+    return Schedule(config.epochs, batches, config.batch_size, config.batch_size, warmup, **shape)
+
+
+@dataclass
+class _Run:
+    config: ClassifyConfig
+    splits: Splits
+    hyp: dict[str, Any]
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one pass; returns its record, the loss and accuracy on the validation split among it."""
+        self.model.train()
+        started = time.perf_counter()
+        loss_sum, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for number, (images, labels) in enumerate(self._batches(epoch)):
+            loss = self._step(epoch * self.schedule.batches_per_epoch + number, images, labels)
+            loss_sum += loss.double() * len(labels)
+            count += len(labels)
+        rate = count / (time.perf_counter() - started)
+        val_loss, val_accuracy = self.measure(self.splits.val)
+        return {
+            "epoch": epoch,
+            "train_loss": float(loss_sum) / count,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "lr": {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups},
+            "sparsity": self.optimizer.sparsity() if isinstance(self.optimizer, SP) else {},
+            "images_per_second": rate,
+        }
+
+    def _step(self, iteration: int, images: Tensor, labels: Tensor) -> Tensor:
+        plan = self.schedule.at(iteration, {group["name"]: self.hyp["lr0"] for group in self.optimizer.param_groups})
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.lr[group["name"]]
+            if "momentum" in group:
+                group["momentum"] = plan.momentum
+            else:
+                group["betas"] = (plan.momentum, group["betas"][1])
+        logits = self.model(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.hyp["label_smoothing"])
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is not finite at step {iteration} (lr0 {self.hyp['lr0']:g})")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.hyp["clip_norm"]:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.hyp["clip_norm"])
+        self.optimizer.step()
+        return loss.detach()
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every training image once, in an order and with an augmentation that (seed, epoch) decide."""
+        train, stream = self.splits.train, generator(self.config.seed, ORDER, epoch)
+        augmented = self.config.augment
+        if augmented is None:
+            augmented = train.images.shape[1] == 3
+        for indices in torch.randperm(len(train), generator=stream).split(self.config.batch_size):
+            images = train.images[indices]
+            if augmented:
+                images = crop_and_flip(images, stream)
+            yield self._normalised(images), train.labels[indices].to(self.device)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (value.to(self.device)[:, None, None] for value in (self.splits.mean, self.splits.std))
+        pixels = images.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return (pixels / 255 - mean) / std
+
+    @torch.no_grad()
+    def measure(self, part: ImageSet) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of the network in eval mode."""
+        self.model.eval()
+        loss, right = 0.0, 0
+        for images, labels in zip(part.images.split(EVAL_BATCH), part.labels.split(EVAL_BATCH), strict=True):
+            labels = labels.to(self.device)
+            logits = self.model(self._normalised(images))
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            right += int((logits.argmax(1) == labels).sum())
+        return loss / len(part), right / len(part)
+
+    def summary(self, records: list[dict[str, Any]], seconds: float, test: bool) -> dict[str, Any]:
+        """Final figures. Accuracies are those of the last epoch's weights: nothing is selected."""
+        train_loss, train_accuracy = self.measure(self.splits.train)
+        found = {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        found |= {key: records[-1][key] for key in ("val_loss", "val_accuracy")}
+        if test:
+            found["test_loss"], found["test_accuracy"] = self.measure(self.splits.test)
+        return {
+            **found,
+            "zeros": zeros(self.model),
+            "seconds": seconds,
+            "optimizer_bytes": state_bytes(self.optimizer),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+
+def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
+    """uint8 [B, C, H, W], each shifted by up to PADDING px (edges repeated outwards) and mirrored half of the time."""
+    count, _, height, width = images.shape
+    top, left = torch.randint(-PADDING, PADDING + 1, (2, count, 1), generator=stream)
+    mirrored = torch.rand(count, 1, generator=stream) < 0.5
+    rows = (torch.arange(height) + top).clamp(0, height - 1)
+    columns = torch.arange(width).expand(count, -1)
+    columns = (torch.where(mirrored, width - 1 - columns, columns) + left).clamp(0, width - 1)
+    picked = images.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def zeros(model: nn.Module) -> float:
+    """Share of exact zeros among all weights of two or more dimensions."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    return sum(w.numel() - int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Memory of the tensors an optimizer keeps."""
+    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,201 @@
+"""Running the cells of a study: each leaves one JSON file, written whole, so that an interrupted study goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sp_yolo.classify import Source, fit, load_classify_config, make_splits, open_source
+from sp_yolo.classify.training import state_bytes, zeros
+from sp_yolo.compare.study import Cell
+from sp_yolo.compare.subset import subset_yaml
+from sp_yolo.config import load_config
+from sp_yolo.engine import Trainer, build
+from sp_yolo.engine.rundir import RunDir
+from sp_yolo.engine.validate import validate
+from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError
+
+# At or below this a run is counted as failed: one and a half times chance; of detection a mAP of 1 %.
+CHANCE, FAILED_MAP = 1.5, 0.01
+Result = dict[str, Any]
+
+
+def run_cells(cells: list[Cell], folder: Path, jobs: int, say: Callable[[str], None] = print) -> list[Result]:
+    """The results of all ``cells``, in their order; those that ``folder``/cells holds already are not run again.
+
+    ``jobs`` processes with one thread each; 1 runs in this process.
+
+    Raises:
+        UserError: the data are not there. StorageError: a result cannot be written or read.
+        EnvironmentFault: a process died.
+    """
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    pending = [cell for cell in cells if not _path(cell, folder).exists()]
+    for done, cell in enumerate(_completed(pending, folder, jobs), 1):
+        say(f"[{done}/{len(pending)}] {cell.key}: {_read(_path(cell, folder))['score']:.4f}")
+    return [_read(_path(cell, folder)) for cell in cells]
+
+
+def _path(cell: Cell, folder: Path) -> Path:
+    return folder / "cells" / f"{cell.key}.json"
+
+
+def _read(path: Path) -> Result:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: the result cannot be read ({error}); remove it to have it made again") from None
+
+
+def _completed(cells: list[Cell], folder: Path, jobs: int) -> Iterator[Cell]:
+    """Each cell as soon as its file is there."""
+    if jobs == 1:
+        for cell in cells:
+            run_cell(cell, folder)
+            yield cell
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(jobs, len(cells) or 1), context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        futures = {pool.submit(run_cell, cell, folder): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BrokenProcessPool:
+            raise EnvironmentFault("a process ended without a result (out of memory?); call again to go on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run_cell(cell: Cell, folder: Path) -> None:
+    """Run one cell and write its file. Classification uses one thread, so that ``--jobs`` changes no number."""
+    run = {"classify": _classify, "detect": _detect}[cell.task]
+    result = {
+        **{key: getattr(cell, key) for key in ("variant", "optimizer", "lr0", "seed", "measure")},
+        **run(cell, folder),
+    }
+    RunDir(folder / "cells").write_json(f"{cell.key}.json", result)
+
+
+# ------------------------------------------------------------------------------------------------------- classification
+@functools.lru_cache(maxsize=1)
+def _source(dataset: str, root: str, download: bool, image_size: int) -> Source:
+    return open_source(dataset, root or None, download=download, image_size=image_size)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _classify(cell: Cell, folder: Path) -> Result:
+    config = load_classify_config(**cell.options, optimizer=cell.optimizer, seed=cell.seed, overrides=cell.overrides)
+    source = _source(config.dataset, config.root, config.download, config.image_size)
+    splits = make_splits(
+        source,
+        samples=config.samples,
+        val_samples=config.val_samples,
+        label_noise=config.label_noise,
+        seed=config.seed,
+    )
+    chance = 1 / len(source.names)
+    curve: list[float] = []
+    try:
+        with _one_thread():
+            outcome = fit(
+                config,
+                splits,
+                test=cell.measure == "test",
+                on_epoch=lambda record: curve.append(record["val_accuracy"]),
+            )
+    except NonFiniteError as error:
+        return {"score": chance, "val_score": chance, "failed": True, "curve": curve, "remark": str(error)}
+    found = outcome.summary
+    score = found[f"{cell.measure}_accuracy"]
+    return {
+        "score": score,
+        "val_score": found["val_accuracy"],
+        "train_score": found["train_accuracy"],
+        "failed": score <= CHANCE * chance,
+        "zeros": found["zeros"],
+        "seconds": found["seconds"],
+        "optimizer_bytes": found["optimizer_bytes"],
+        "curve": curve,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ detection
+def _detect(cell: Cell, folder: Path) -> Result:
+    """Train; the score is the mAP of the epoch that is best on the validation split, there or on the test split."""
+    options = dict(cell.options)
+    samples = options.pop("samples", 0)
+    if samples:
+        options["data"] = subset_yaml(options["data"], cell.overrides.get("root"), samples, cell.seed, folder)
+    config = load_config(
+        **{"quiet": True, **options},
+        optimizer=cell.optimizer,
+        seed=cell.seed,
+        overrides={key: value for key, value in cell.overrides.items() if not (samples and key == "root")},
+        project=str(folder / "runs"),
+        name=cell.key,
+        exist_ok=True,
+    )
+    log = folder / "runs" / f"{cell.key}.log"
+    log.parent.mkdir(exist_ok=True)
+    run = folder / "runs" / cell.key
+    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            trainer = Trainer(config)
+            summary = trainer.fit()
+        except NonFiniteError as error:
+            return {"score": 0.0, "val_score": 0.0, "failed": True, "curve": [], "remark": str(error)}
+        finally:
+            shutil.rmtree(run / "weights", ignore_errors=True)  # tens of MB for each run
+        scores = {"val": summary["best"]["map50_95"]}
+        if cell.measure == "test":
+            splits = [split for split in ("train", "test") if getattr(trainer.dataset, split)]
+            scores |= {split: measure_map(trainer, split) for split in splits}
+    score = scores.get(cell.measure, scores["val"])
+    return {
+        "score": score,
+        "val_score": scores["val"],
+        **({"train_score": scores["train"]} if "train" in scores else {}),
+        "failed": score <= FAILED_MAP,
+        "zeros": zeros(trainer.ema.module),
+        "seconds": summary["wall_seconds"],
+        "optimizer_bytes": state_bytes(trainer.optimizer),
+        "curve": [record["map50_95"] for record in trainer.progress.records],
+    }
+
+
+def measure_map(trainer: Trainer, split: str) -> float:
+    """mAP@.5:.95 of the trainer's averaged weights on a split, as its validation measures."""
+    config = trainer.config
+    _, loader, evaluator = build.build_val_data(
+        trainer.dataset,
+        split,
+        image_size=config.img_size[1],
+        batch_size=2 * config.batch_size,
+        stride=trainer.stride,
+        single_class=config.single_cls,
+        workers=0,
+    )
+    validate(trainer.ema.module, loader.epoch(0), evaluator, trainer.compute)
+    return float(evaluator.compute().map50_95)

@@ -1,0 +1,213 @@
+"""From the results of a study's cells to its Markdown table, its CSV and its plots."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sp_yolo import __version__
+from sp_yolo.compare.plots import draw_lines
+from sp_yolo.compare.statistics import holm, mean_interval, paired_test
+from sp_yolo.compare.study import Study, Variant
+from sp_yolo.config import CHECKOUT
+from sp_yolo.engine.rundir import RunDir
+
+Result = Mapping[str, Any]
+METRIC = {"classify": "accuracy, %", "detect": "mAP@.5:.95, %"}
+CSV_COLUMNS = (
+    *("variant", "optimizer", "measure", "lr0", "seed", "score", "val_score", "train_score", "failed", "zeros"),
+    *("seconds", "optimizer_bytes", "remark"),
+)
+
+
+def choose(study: Study, tuning: Sequence[Result]) -> dict[str, float]:
+    """The learning rate of each variant: the best mean on the validation split; the smaller one of equals."""
+    chosen = {}
+    for variant in study.variants:
+        means = {lr0: _mean(_scores(tuning, variant, lr0)) for lr0 in variant.grid}
+        chosen[variant.name] = max(means, key=lambda lr0: (means[lr0], -lr0))
+    return chosen
+
+
+def _scores(results: Sequence[Result], variant: Variant, lr0: float | None = None) -> list[float]:
+    """Scores of a variant's cells, in the order of the seeds."""
+    own = [r for r in results if r["variant"] == variant.name and (lr0 is None or r["lr0"] == lr0)]
+    return [float(r["score"]) for r in sorted(own, key=lambda r: r["seed"])]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def write_report(
+    study: Study, tuning: Sequence[Result], final: Sequence[Result], folder: Path, command: str
+) -> list[str]:
+    """Write report.md, cells.csv, curves.png, lr.png; returns the lines of the Markdown table.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing (the table and the CSV are written by then).
+    """
+    lines = [
+        f"# {study.name}",
+        "",
+        _heading(study, command),
+        "",
+        *final_table(study, tuning, final),
+        "",
+        "Learning rates on the validation split "
+        f"({METRIC[study.task]}, mean of {study.tuning_seeds}; * failed runs among them; the best in bold):",
+        "",
+        *grid_table(study, tuning),
+        "",
+    ]
+    run = RunDir(folder)
+    run.write("report.md", "\n".join(lines))
+    run.write("cells.csv", _csv([*tuning, *final]))
+    _draw(study, tuning, final, folder)
+    return lines
+
+
+def _heading(study: Study, command: str) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in {**study.options, **study.overrides}.items())
+    selection = f"{len(study.variants[0].grid)} learning rates x {study.tuning_seeds} seeds on the validation split"
+    return (
+        f"`{command}`\n\n"
+        f"{study.task}: {options}. Every variant was tuned alike ({selection}); then {study.seeds} other seeds on the "
+        "test split, the same initial weights, images and order for all variants of a seed. ± is the half-width of the "
+        f"95 % confidence interval (Student's t); p is of the paired t test against {study.baseline}, adjusted for "
+        f"{len(study.variants) - 1} comparisons (Holm). {provenance()}"
+    )
+
+
+def provenance() -> str:
+    """Commit, versions, machine, date."""
+    git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+changes"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    return (
+        f"sp-yolo {__version__}, commit {commit}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{_machine()}, {today}."
+    )
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result]) -> list[str]:
+    """One row per variant: score, paired difference, gap, zeros, time, memory, failed runs."""
+    header = (
+        *("variant", "lr0", f"test {METRIC[study.task]}", f"minus {study.baseline}", "p", "train minus test"),
+        *("zeros, %", "seconds", "optimizer MB", "failed runs, grid", "failed runs, final"),
+    )
+    baseline = next(variant for variant in study.variants if variant.name == study.baseline)
+    others = [variant for variant in study.variants if variant is not baseline]
+    tests = {v.name: paired_test(_scores(final, v), _scores(final, baseline)) for v in others}
+    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    rows = []
+    for variant in study.variants:
+        own = [r for r in final if r["variant"] == variant.name]
+        tried = [r for r in tuning if r["variant"] == variant.name]
+        lr0 = own[0]["lr0"]
+        edge = " (edge)" if len(variant.grid) > 1 and lr0 in (variant.grid[0], variant.grid[-1]) else ""
+        compared = ("", "")
+        if variant is not baseline:
+            difference = tests[variant.name].difference
+            compared = (difference.text(100, 2, "+"), _p_text(adjusted[variant.name]))
+        gaps = [r["train_score"] - r["score"] for r in own if "train_score" in r]
+        rows.append(
+            (
+                variant.name,
+                f"{lr0:g}{edge}",
+                mean_interval(_scores(final, variant)).text(100, 2),
+                *compared,
+                mean_interval(gaps).text(100, 2, "+") if gaps else "",
+                _average(own, "zeros", 100, 1),
+                _average(own, "seconds", 1, 1),
+                _average(own, "optimizer_bytes", 1e-6, 2),
+                f"{sum(r['failed'] for r in tried)} of {len(tried)}",
+                f"{sum(r['failed'] for r in own)} of {len(own)}",
+            )
+        )
+    return markdown(header, rows)
+
+
+def _p_text(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _average(results: Sequence[Result], key: str, scale: float, digits: int) -> str:
+    values = [r[key] for r in results if key in r]
+    return f"{_mean(values) * scale:.{digits}f}" if values else ""
+
+
+def grid_table(study: Study, tuning: Sequence[Result]) -> list[str]:
+    """One row per variant, one column per learning rate that any of them was tried with."""
+    rates = sorted({lr0 for variant in study.variants for lr0 in variant.grid})
+    chosen = choose(study, tuning)
+    rows = []
+    for variant in study.variants:
+        cells = [variant.name]
+        for lr0 in rates:
+            own = [r for r in tuning if r["variant"] == variant.name and r["lr0"] == lr0]
+            text = f"{_mean([r['score'] for r in own]) * 100:.2f}" if own else ""
+            text += "*" * any(r["failed"] for r in own)
+            cells.append(f"**{text}**" if own and lr0 == chosen[variant.name] else text)
+        rows.append(tuple(cells))
+    return markdown(("lr0", *(f"{lr0:g}" for lr0 in rates)), rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
+
+
+def _csv(results: Sequence[Result]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(results)
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------- plots
+def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folder: Path) -> None:
+    metric = METRIC[study.task]
+    curves, rates = {}, {}
+    for variant in study.variants:
+        whole = [r["curve"] for r in final if r["variant"] == variant.name and not r.get("remark")]
+        curves[variant.name] = [_point(epoch + 1, values) for epoch, values in enumerate(zip(*whole, strict=False))]
+        rates[variant.name] = [_point(lr0, _scores(tuning, variant, lr0)) for lr0 in variant.grid]
+    n = f"mean and 95 % interval of {study.seeds} seeds"
+    draw_lines(folder / "curves.png", curves, title=f"{study.name}: {n}", labels=("epoch", f"validation {metric}"))
+    draw_lines(
+        folder / "lr.png",
+        {name: [point[:2] for point in points] for name, points in rates.items()},
+        title=f"{study.name}: mean of {study.tuning_seeds} seeds",
+        labels=("lr0", f"validation {metric}"),
+        log_x=True,
+    )
+
+
+def _point(x: float, values: Sequence[float]) -> tuple[float, float, float]:
+    found = mean_interval([100 * value for value in values])
+    return x, found.mean, 0.0 if math.isnan(found.half_width) else found.half_width
