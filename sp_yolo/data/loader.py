@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,7 +84,9 @@ class _BatchSource(Dataset[Batch]):
                 items.append(self._dataset.item(key.image, key.epoch, key.repeat))
             except SPYoloError as error:
                 return error
-            except MemoryError:
+            except (MemoryError, cv2.error) as error:
+                if isinstance(error, cv2.error) and error.code != cv2.Error.STS_NO_MEM:
+                    raise
                 return EnvironmentFault(f"{self._dataset.path(key.image)}: not enough memory to load it")
         if not self._quad:
             return collate(items)
@@ -134,13 +137,14 @@ class Loader:
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             prefetch_factor=_PREFETCH if workers else None,
             generator=torch.Generator(),  # torch draws worker seeds: not from the global generator
         )
         self.batches_per_epoch = len(self._order(0, None))
-        if not self.batches_per_epoch:
+        if self._fill_up and not self.batches_per_epoch:
             raise UserError(
                 f"{len(dataset)} images do not fill a batch of {batch_size} on each of {world_size} devices"
             )
@@ -173,34 +177,30 @@ class Loader:
     def _order(self, epoch: int, image_weights: np.ndarray | None) -> list[list[_Key]]:
         """The keys of this rank's batches. Global batch k is the same for any number of ranks that share it."""
         rng = np.random.default_rng((self._seed, epoch, _ORDER_KEY))
-        if self._dataset.batch_indices is not None:
-            groups = self._dataset.batch_indices
+        groups, count = self._dataset.batch_indices, len(self._dataset)
+        if not self._fill_up:
+            total = self._batch_size * self._world_size
+            if groups is None:
+                groups = [np.arange(start, min(start + total, count)) for start in range(0, count, total)]
+            dealt = [_number_repeats(epoch, group[self._rank :: self._world_size]) for group in groups]
+            return self._trim([batch for batch in dealt if batch])
+        if groups is not None:
             order = rng.permutation(len(groups)) if self._shuffle else np.arange(len(groups))
-            mine = self._deal(order)
+            order = np.concatenate((order, order[: -len(order) % self._world_size]))
+            mine = order[self._rank :: self._world_size]
             return [[_Key(epoch, int(index), 0) for index in groups[group]] for group in mine]
-        count = len(self._dataset)
         if image_weights is not None:
             indices = rng.choice(count, count, p=image_weights / image_weights.sum())
         else:
             indices = rng.permutation(count) if self._shuffle else np.arange(count)
         keys = _number_repeats(epoch, indices)
-        size = self._batch_size
-        if not self._fill_up:
-            batches = [keys[start : start + size] for start in range(0, count, size)]
-            return self._trim([batches[position] for position in self._deal(np.arange(len(batches)))])
         keys += _number_repeats(epoch, indices[: -count % self._world_size], repeat=1)
-        total = size * self._world_size
+        total = self._batch_size * self._world_size
         batches = [keys[start : start + total] for start in range(0, len(keys), total)]
         shares = [len(batch) // self._world_size for batch in batches]
         return self._trim(
             [batch[self._rank * share : (self._rank + 1) * share] for batch, share in zip(batches, shares, strict=True)]
         )
-
-    def _deal(self, order: np.ndarray) -> np.ndarray:
-        """This rank's share of a list of batches."""
-        if self._fill_up:
-            order = np.concatenate((order, order[: -len(order) % self._world_size]))
-        return order[self._rank :: self._world_size]
 
     def _trim(self, batches: list[list[_Key]]) -> list[list[_Key]]:
         if self._quad:
@@ -226,8 +226,10 @@ def build_loader(
 
     ``batch_size`` is per rank. ``shuffle``: a permutation folded from (seed, epoch), else the dataset's order. In
     training (shuffled or augmenting) images are shown again until every rank has equally many batches, and a global
-    batch is the same for any number of ranks; in evaluation every image comes once, and whole batches are dealt to the
-    ranks. A rect dataset keeps its groups. ``workers``: processes, kept alive over the epochs; 0: none.
+    batch is the same for any number of ranks. In evaluation every image comes once, and the images of a global batch
+    are dealt to the ranks. A rect dataset keeps its groups: in training they are the batches of one rank, in evaluation
+    the global batches, so that an image has the same shape for any number of ranks. ``workers``: processes, kept alive
+    over the epochs; 0: none.
 
     Raises:
         UserError: ``quad`` with a batch size that is no multiple of 4 or with rect; fewer images than one batch needs.
@@ -270,3 +272,13 @@ def _iterate(torch_loader: DataLoader[Batch]) -> Iterator[Batch]:
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C and a batch system's SIGTERM reach every process; the main one needs its workers to finish the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's own way to end a worker that hangs

@@ -189,8 +189,12 @@ def build_val_data(
     stride: int,
     single_class: bool,
     workers: int,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> tuple[DetectionDataset, Any, CocoEvaluator]:
-    """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding."""
+    """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding.
+
+    ``batch_size``: images over all processes of ``world``; the loader gives this one's share of each batch.
+    """
     data = DetectionDataset(
         dataset,
         split,
@@ -202,7 +206,15 @@ def build_val_data(
         single_class=single_class,
         cache_images="auto",
     )
-    loader = build_loader(data, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
+    loader = build_loader(
+        data,
+        batch_size=max(batch_size // world.size, 1),
+        shuffle=False,
+        seed=0,
+        workers=workers,
+        rank=world.rank,
+        world_size=world.size,
+    )
     return data, loader, CocoEvaluator(data.ground_truth(), data.category_ids, list(data.names))
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sp_yolo.errors import UserError
 
-# The others wait while the main process validates; a process that dies is noticed by torchrun, not by this limit.
+# The others wait while the main process draws and saves; a process that dies is noticed by torchrun, not by this limit.
 LONGEST_WAIT = timedelta(hours=4)
 
 
@@ -53,6 +55,24 @@ def leave_world(world: World) -> None:
         dist.destroy_process_group()
 
 
+def share(model: nn.Module, world: World, device: torch.device, *, sync_bn: bool) -> nn.Module:
+    """``model`` with its gradients averaged over all processes; ``sync_bn``: its BatchNorm statistics too, on GPUs."""
+    if world.size == 1:
+        return model
+    if sync_bn and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    # Training never reads the running statistics: to exchange them each step is not needed, ``copy_from_main`` does it.
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def copy_from_main(model: nn.Module, world: World) -> None:
+    """The main process's parameters and buffers for all: each has BatchNorm statistics of its own images."""
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def average(values: torch.Tensor, world: World) -> torch.Tensor:
     """Mean over processes of a small tensor, in place."""
     if world.size > 1:
@@ -68,6 +88,15 @@ def largest(number: int, world: World) -> int:
     box = torch.tensor(number)
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
+
+
+def gather(item: Any, world: World) -> list[Any]:
+    """Every process's ``item`` on the main process, by rank; nothing on the others."""
+    if world.size == 1:
+        return [item]
+    items: list[Any] | None = [None] * world.size if world.main else None
+    dist.gather_object(item, items, dst=0)
+    return items or []
 
 
 def broadcast(item: Any, world: World) -> Any:

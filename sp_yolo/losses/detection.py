@@ -6,7 +6,7 @@ assignment SimOTA (Ge et al., 2021).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -53,6 +53,9 @@ class DetectionLoss:
     a model with auxiliary heads always trains with OTA, and its lead maps alone are always taken with "anchor".
     compat: OTA as the original does it where ours differs: the image height for both axes of a target (matters for
     non-square input only), and the accidents of torch.topk between candidates of equal cost (a slow loop).
+    average: mean of a small tensor over the processes of a distributed run. With it a term is divided by the number of
+    matches of the global batch, not of this process's share, and the processes' losses and gradients add up to those of
+    one process with all the images. Every process must then call the loss equally often.
     Raises ValueError for another assigner.
     """
 
@@ -64,6 +67,7 @@ class DetectionLoss:
         assigner: str = "ota",
         *,
         compat: bool = False,
+        average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if assigner not in ("ota", "anchor"):
             raise ValueError(f'assigner must be "ota" or "anchor", got {assigner!r}')
@@ -73,6 +77,7 @@ class DetectionLoss:
         self.balance = (4.0, 1.0, 0.4) if self.head.nl == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[: self.head.nl]
         self.assigner = assigner
         self.compat = compat
+        self.average = average
         self.anchor_t = float(hyp["anchor_t"])
         self.cls_pw, self.obj_pw = float(hyp.get("cls_pw", 1.0)), float(hyp.get("obj_pw", 1.0))
         self.fl_gamma = float(hyp.get("fl_gamma", 0.0))
@@ -132,7 +137,10 @@ class DetectionLoss:
         keep = kept(matches.valid)
         valid = matches.valid.flatten()[keep].float()
         level = matches.level.repeat(len(rows))[keep]
-        share = valid / per_level_count(matches)[level]  # of a match in its level's mean
+        count = per_level_count(matches)
+        if self.average is not None:
+            count = self.average(count)
+        share = valid / count.clamp(min=torch.finfo(count.dtype).tiny)[level]  # of a match in its level's mean
         logits = rows.flatten(0, 1)[keep]
 
         sig = logits[:, :4].sigmoid()
@@ -217,9 +225,9 @@ def kept(valid: Tensor) -> Tensor | slice:
 
 
 def per_level_count(matches: Candidates) -> Tensor:
-    """Number of matches of each level [nl] float32, at least 1."""
+    """Number of matches of each level [nl] float32."""
     parts = matches.valid.split(matches.per_level, 1)
-    return torch.stack([part.sum() for part in parts]).clamp(min=1).float()
+    return torch.stack([part.sum() for part in parts]).float()
 
 
 def objectness_target(quality: Tensor, cell: Tensor, valid: Tensor, cells: int) -> Tensor:

@@ -110,7 +110,18 @@ def test_evaluation_deals_every_image_once(tmp_path: Path) -> None:
         for rank in range(4)
     ]
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(11))
-    assert shares[1] == [[2, 3], [10]]
+    assert shares[1] == [[1, 5], [9]] and shares[3] == [[3, 7]]
+
+
+def test_evaluation_deals_each_rect_group(tmp_path: Path) -> None:
+    """Groups formed anew for each number of ranks would give an image another shape, and other detections."""
+    dataset = _dataset(tmp_path, 11, augment=False, hyp=None, rect=True, batch_size=5)
+    alone = _indices(list(_loader(dataset, shuffle=False, batch_size=5).epoch(0)))
+    ranks = [_loader(dataset, shuffle=False, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+    first, second = (_indices(list(loader.epoch(0))) for loader in ranks)
+    assert [len(group) for group in alone] == [5, 5, 1]
+    assert first == [group[0::2] for group in alone]
+    assert second == [group[1::2] for group in alone[:2]]  # nothing is left of the last one
 
 
 def test_unshuffled_training_keeps_the_order(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import loss_reference
 import pytest
@@ -301,3 +302,29 @@ def test_what_is_wrong_is_named() -> None:
             criterion(setting.maps, wrong, setting.image_hw)
     with pytest.raises(ValueError, match=r"\[n, 6\].*\[14, 5\]"):
         criterion(setting.maps, setting.targets[:, 1:], setting.image_hw)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_processes_with_the_common_count_of_matches_add_up_to_one(auxiliary: bool) -> None:
+    """One process has many boxes, the other few: means over their own would weigh the boxes unequally."""
+    setting = Setting([9, 1, 0, 2], auxiliary=auxiliary)
+    whole, wanted = setting.run()
+
+    def halves(average: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
+        loss = DetectionLoss(setting.model, setting.hyp, max(setting.image_hw), average=average)  # type: ignore[arg-type]
+        total = torch.zeros(())
+        for first, last in ((0, 2), (2, 4)):
+            image = setting.targets[:, 0]
+            targets = setting.targets[(image >= first) & (image < last)] - torch.tensor([first, 0, 0, 0, 0, 0])
+            total = total + loss([raw[first:last] for raw in setting.maps], targets, setting.image_hw)[0]
+        return total.detach(), list(torch.autograd.grad(total, setting.maps))
+
+    counts: list[Tensor] = []
+    separate, _ = halves(lambda count: counts.append(count) or count)  # type: ignore[func-returns-value]
+    terms = len(counts) // 2
+    means = [(a + b) / 2 for a, b in zip(counts[:terms], counts[terms:], strict=True)] * 2
+    common, gradients = halves(lambda count: means.pop(0))
+    torch.testing.assert_close(common, whole, rtol=1e-6, atol=0)
+    for ours, one in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-8)
+    assert abs(float(separate / whole) - 1) > 1e-3
