@@ -81,7 +81,13 @@ class StepClock:
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
         gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        content = {"ends": self.ends, "stages": self.stages, "peak": peak, "gpu": gpu, "threads": torch.get_num_threads()}
+        content = {
+            "ends": self.ends,
+            "stages": self.stages,
+            "peak": peak,
+            "gpu": gpu,
+            "threads": torch.get_num_threads(),
+        }
         self.report.write_text(json.dumps(content))
         os._exit(0)  # the epoch is not over, and neither trainer should write or validate anything
 
@@ -107,9 +113,9 @@ def run_ours(clock: StepClock, arguments: list[str]) -> None:
 
         trainer.loader.epoch = timed_batches
         trainer.network.forward = clock.timed("forward", trainer.network.forward)
-        trainer.loss = clock.timed("loss", trainer.loss)
-        trainer.optimizer.step = clock.timed("optimizer", trainer.optimizer.step)
-        trainer.ema.update = clock.timed("ema", trainer.ema.update)
+        trainer.step.loss = clock.timed("loss", trainer.step.loss)
+        trainer.state.optimizer.step = clock.timed("optimizer", trainer.state.optimizer.step)
+        trainer.state.ema.update = clock.timed("ema", trainer.state.ema.update)
         return fit(trainer)
 
     Trainer.fit = watched  # type: ignore[method-assign]
@@ -179,7 +185,10 @@ def write_data(folder: Path, source: str, images: int) -> list[str]:
         for number in range(count):
             path = Path(data.path(number % len(data)))
             (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
-            rows = [f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in data.labels[number % len(data)]]
+            rows = [
+                f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n"
+                for row in data.labels[number % len(data)]
+            ]
             (labels / f"{number:06d}.txt").write_text("".join(rows))
     names = list(data.names)
     lines = [f"{split}: {folder}/images/{split}\n" for split in ("train", "val")]
@@ -253,7 +262,9 @@ def compare(name: str, options: argparse.Namespace, folder: Path, classes: int) 
         for each in who:
             found[each].append(measure(each, setting, folder, options))
             last = found[each][-1]
-            print(f"  {each}: {last['rate']:.2f} images/s, peak {last['peak'] / MIB:.0f} MiB", file=sys.stderr, flush=True)
+            print(
+                f"  {each}: {last['rate']:.2f} images/s, peak {last['peak'] / MIB:.0f} MiB", file=sys.stderr, flush=True
+            )
     threads = found["ours"][0]["threads"]
     print(f"\n{model}, {img} px, batch {batch}: {options.rounds} rounds of {options.steps} steps, {threads} threads")
     print("| | images/s | s per step | slowest step, s | peak memory, MiB |\n|---|---|---|---|---|")

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--linear-lr", action="store_true", help="linear instead of cosine schedule")
     option("--label-smoothing", type=float, metavar="EPS", help="default 0")
     option("--save_period", "--save-period", type=int, metavar="N", help="also keep every Nth epoch (default -1: off)")
+    option("--save-every", type=float, metavar="MINUTES", help="save within epochs too (default 10; 0: off)")
     option("--freeze", type=int, nargs="+", metavar="LAYER", help="N: freeze layers 0..N-1; several: just these")
     option("--v5-metric", action="store_true", help="accepted; every metric here is pycocotools'")
     option("--optimizer", help="sp (default), sgd, adam, adamw, or a class of torch.optim")
@@ -78,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         values = options.get(key, 1)
         if min(values if isinstance(values, list) else [values]) < 1:
             raise UserError(f"--{key.replace('_', '-')} {values}: must be at least 1")
+    if options.get("nosave") and options.get("save_every"):
+        raise UserError(f"--nosave and --save-every {options['save_every']:g}: give one of the two")
     if options.pop("adam", False) and options.setdefault("optimizer", "adam").lower() != "adam":
         raise UserError(f"--adam and --optimizer {options['optimizer']}: give one of the two")
     options["overrides"] = parse_assignments(options.pop("assignments", ()))

@@ -75,8 +75,9 @@ def _parse(text: str) -> tuple[Any, yaml.Node | None]:
     A tag chooses a constructor and an alias lets a small file unfold without end: no file of ours needs either.
     """
     for event in yaml.parse(text, Loader=_StrictLoader):
-        if getattr(event, "tag", None) is not None:
-            raise _refusal(f"tag {event.tag!r} is not allowed", event.start_mark)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise _refusal(f"tag {tag!r} is not allowed", event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             raise _refusal(f"alias '*{event.anchor}' is not allowed", event.start_mark)
     loader = _StrictLoader(text)

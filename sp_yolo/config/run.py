@@ -43,6 +43,7 @@ class Config:
     linear_lr: bool = False
     label_smoothing: float = 0.0
     save_period: int = -1
+    save_every: float = 10.0
     freeze: tuple[int, ...] = (0,)
     optimizer: str = "sp"
     patience: int = 0
@@ -90,6 +91,7 @@ def load_config(**options: Any) -> Config:
         (config.cache_images in ("", "ram", "disk"), "--cache-images", config.cache_images, "must be ram or disk"),
         (config.workers >= 0, "--workers", config.workers, "must be 0 or more"),
         (config.amp in ("auto", "off", "bf16", "fp16"), "--amp", config.amp, "must be auto, off, bf16 or fp16"),
+        (0 <= config.save_every < 1e6, "--save-every", config.save_every, "must be minutes, or 0 for off"),
         (config.patience >= 0, "--patience", config.patience, "must be 0 (off) or more"),
         (0 <= config.label_smoothing < 1, "--label-smoothing", config.label_smoothing, "must lie in [0, 1)"),
         (all(layer >= 0 for layer in config.freeze), "--freeze", config.freeze, "must be 0 or more"),

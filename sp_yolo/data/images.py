@@ -11,6 +11,7 @@ import numpy as np
 
 # Extensions of the functional specification, data §5.1; the file's content decides the decoder.
 EXTENSIONS = frozenset({".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dng", ".webp", ".mpo"})
+NO_MEMORY = -4  # code of OpenCV's error when an allocation fails
 MIN_SIDE = 10  # px; smaller images are not trained on (spec data §5.2)
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -85,6 +86,8 @@ def _decode(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError from None
         raise ImageFault(f"cannot be decoded: {error.err}") from None
     if image is None:
         raise ImageFault("truncated or not an image")

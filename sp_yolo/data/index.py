@@ -16,7 +16,7 @@ import numpy as np
 
 from sp_yolo.config import DatasetConfig
 from sp_yolo.data.images import ImageFault, is_image_name, read_size
-from sp_yolo.data.labels import LabelFile, Problems, Segments, read_yolo
+from sp_yolo.data.labels import LabelFile, Problems, Segments, read_yolo, shorten
 from sp_yolo.data.labels_coco import CocoImage, coco_labels, read_coco
 from sp_yolo.data.labels_voc import read_voc, read_voc_list, voc_split
 from sp_yolo.errors import UserError
@@ -133,7 +133,11 @@ def _list_yolo(config: DatasetConfig, entry: str) -> list[_Candidate]:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: expected one image path per line: {error}") from None
-        found = [_listed_path(line.strip(), path, config.root) for line in lines if line.strip()]
+        found = [
+            _listed_path(line.strip(), f"{path}:{number}", path.parent, config.root)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
     else:
         raise UserError(f"{config.path}: no such file or folder: {path}")
     images = sorted(name for name in found if is_image_name(name))
@@ -142,11 +146,25 @@ def _list_yolo(config: DatasetConfig, entry: str) -> list[_Candidate]:
     return [_Candidate(name, Path(name).stem, _label_path(name), path) for name in images]
 
 
-def _listed_path(line: str, listed: Path, root: Path) -> str:
-    """``./x`` is relative to the list file; other relative paths start at the working directory, else at the root."""
+def _listed_path(line: str, where: str, folder: Path, root: Path) -> str:
+    """``./x`` is relative to the list file's folder; other relative paths start at the working directory, else at the
+    root. An absolute path is followed; a relative one with ``..`` must end below the root or the list file's folder.
+
+    Raises:
+        UserError: it leads out of both.
+    """
     if line.startswith("./"):
-        return str(listed.parent / line[2:])
-    return line if os.path.exists(line) else os.path.join(root, line)
+        path = str(folder / line[2:])
+    else:
+        path = line if os.path.exists(line) else os.path.join(root, line)
+    if ".." in Path(line).parts and not os.path.isabs(line):
+        end = Path(os.path.abspath(path))
+        if not any(end.is_relative_to(os.path.abspath(home)) for home in (root, folder)):
+            raise UserError(
+                f"{where}: {shorten(line)} leads out of the dataset root {root} and of the folder of the list: write an "
+                "absolute path, or set root:"
+            )
+    return path
 
 
 def _label_path(image: str) -> str:

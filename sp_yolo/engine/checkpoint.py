@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,13 +14,17 @@ import torch
 from sp_yolo.errors import StorageError, UserError
 
 FORMAT = "sp-yolo"
+LAST, PREVIOUS = "last.pt", "last.prev.pt"
+_FOREIGN = "not a checkpoint of this program (use it as --weights to start from it)"
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to a temporary file beside ``path``, flush it to the disk, then rename it over ``path``.
+def save_checkpoint(path: Path, content: dict[str, Any], *, keep_previous: bool = False) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, read it back, then rename it over ``path``.
+
+    With ``keep_previous`` the file that was at ``path`` stays as ``last.prev.pt``, if it is whole.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written; the file at ``path`` is then the previous one.
+        StorageError: disk full or damaged, or the folder cannot be written; the files are then the previous ones.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,18 +32,58 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             torch.save({**content, "format": FORMAT}, file)
             file.flush()
             os.fsync(file.fileno())
+        _verify(temporary, from_disk=True)
+        if keep_previous:
+            _keep(path)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise StorageError(
             f"{path}: checkpoint could not be written ({reason}); the previous file is untouched"
         ) from None
+    finally:  # also after a second Ctrl-C
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _verify(path: Path, *, from_disk: bool = False) -> None:
+    """Compare every entry of an archive with its checksum; ``from_disk``: past the page cache, where the system can.
+
+    Raises:
+        zipfile.BadZipFile: it is damaged. OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
+def _keep(path: Path) -> None:
+    """Give the file at ``path`` its second name. A damaged one must not replace the whole one before it."""
+    try:
+        _verify(path)
+    except (OSError, zipfile.BadZipFile):  # absent or damaged
+        return
+    link = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)  # a link and not a rename: ``path`` is there at every moment
+        os.replace(link, path.with_name(PREVIOUS))
+        link.unlink(missing_ok=True)  # renaming a file over itself leaves both names
+    except OSError:  # a file system without hard links
+        os.replace(path, path.with_name(PREVIOUS))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -51,16 +96,52 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares every entry with its checksum
-        if damaged:
-            raise zipfile.BadZipFile(f"checksum of {damaged}")
+        _verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: not a checkpoint of this program (use it as --weights to start from it)") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except UnpicklingError:
+        raise UserError(f"{path}: {_FOREIGN}") from None
+    except Exception as error:  # torch and zipfile raise almost anything on a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise StorageError(f"{path}: the checkpoint is damaged ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this program (use it as --weights to start from it)")
+        raise UserError(f"{path}: {_FOREIGN}")
     return content
+
+
+def load_last_whole(path: Path) -> tuple[dict[str, Any], str]:
+    """The checkpoint at ``path``, or the previous one where ``last.pt`` is damaged or gone; a line to say or "".
+
+    Raises:
+        UserError, StorageError: as :func:`load_checkpoint`, of ``path``, when there is no whole previous one.
+    """
+    try:
+        return load_checkpoint(path), ""
+    except (StorageError, UserError) as fault:
+        previous = path.with_name(PREVIOUS)
+        if path.name != LAST or not previous.is_file() or (isinstance(fault, UserError) and path.exists()):
+            raise
+        try:
+            content = load_checkpoint(previous)
+        except (StorageError, UserError):
+            raise fault from None
+        return content, f"{fault}; going on from the previous one, {PREVIOUS}"
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest ``last*.pt`` below ``folder``, for ``--resume`` without a path.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in folder.resolve().glob("**/last*.pt") if path.parent.name == "weights" and path.is_file()]
+    if not found:
+        raise UserError(f"--resume: no weights/last.pt below {folder}")
+    newest = max(found, key=lambda path: (path.stat().st_mtime_ns, path.name == LAST))
+    return newest.with_name(LAST) if newest.name == PREVIOUS else newest
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process had half-written into ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()

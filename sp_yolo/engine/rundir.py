@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -10,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sp_yolo.config import Config, load_config
-from sp_yolo.engine.checkpoint import load_checkpoint
+from sp_yolo.engine.checkpoint import load_last_whole, newest_checkpoint
+from sp_yolo.engine.state import check_resumable
 from sp_yolo.errors import StorageError, UserError
 
 RESULT_COLUMNS = (
@@ -49,14 +53,16 @@ class RunDir:
             except OSError as error:
                 raise StorageError(f"{path}: run folder cannot be made: {error.strerror}") from None
 
-    def write(self, name: str, text: str) -> None:
-        """Write ``text`` to the file ``name``, whole or not at all."""
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write the file ``name``, whole or not at all."""
         path = self.path / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(temporary, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
 
     def write_yaml(self, name: str, values: Mapping[str, Any]) -> None:
@@ -76,17 +82,20 @@ class RunDir:
             )
         self.write("results.txt", "".join(lines))
         self.write("metrics.jsonl", "".join(json.dumps(_finite(record)) + "\n" for record in records))
-        path = self.path / "results.csv"
-        try:
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, RESULT_COLUMNS, extrasaction="ignore")
-                table.writeheader()
-                table.writerows(records)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, RESULT_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+        self.write("results.csv", table.getvalue())
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         self.write(name, json.dumps(_finite(values), indent=2) + "\n")
+
+    def write_arrays(self, name: str, **arrays: Any) -> None:
+        """An ``.npz`` file that ``numpy.load`` reads without pickle."""
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
+        self.write(name, packed.getvalue())
 
 
 def _finite(value: Any) -> Any:
@@ -100,37 +109,25 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """The newest ``last*.pt`` below ``folder``, for ``--resume`` without a path.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [path for path in folder.glob("**/weights/last*.pt") if path.is_file()]
-    if not found:
-        raise UserError(f"--resume: no weights/last.pt below {folder}")
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
-_CHANGEABLE = ("epochs", "device", "workers", "quiet")
+_CHANGEABLE = ("epochs", "device", "workers", "quiet", "patience", "save_every")
 
 
 def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir, str]:
-    """``--resume``: the options the run was started with, its last checkpoint, its folder, a line to say or "".
+    """``--resume``: the options the run was started with, its last checkpoint, its folder, lines to say or "".
 
-    What the command line says now wins for --epochs, --device, --workers and --quiet; other options stay the run's own,
-    and the line names those that were given and are not followed.
+    A damaged ``last.pt`` is replaced by the one before it. What the command line says now wins for --epochs, --device,
+    --workers, --quiet, --patience and --save-every; other options stay the run's own, and a line names those that were
+    given and are not followed.
 
     Raises:
         UserError: no checkpoint, one with finished weights only, or one outside a run directory.
-        StorageError: a damaged one.
+        StorageError: a damaged one, and no whole one before it.
     """
-    path = Path(config.resume) if isinstance(config.resume, str) else latest_checkpoint(Path.cwd())
+    path = Path(config.resume) if isinstance(config.resume, str) else newest_checkpoint(Path.cwd())
     if path.is_dir():
-        path = latest_checkpoint(path)
-    content = load_checkpoint(path)
-    if "optimizer" not in content:
-        raise UserError(f"--resume {path}: holds finished weights only; use weights/last.pt, or --weights to fine-tune")
+        path = newest_checkpoint(path)
+    content, words = load_last_whole(path)
+    check_resumable(content, str(path))
     weights = path.resolve().parent
     if weights.name != "weights":
         raise UserError(f"--resume {path}: not in the weights folder of a run directory; --weights starts from it")
@@ -138,9 +135,9 @@ def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir, str]:
     changed = {key: given.pop(key) for key in _CHANGEABLE if key in given}
     kept = load_config(**{**content["config"], **changed, "resume": str(path)})
     differing = [f"--{key.replace('_', '-')}" for key, value in given.items() if _differs(value, getattr(kept, key))]
-    words = (
-        f"--resume goes on with the run's own options, not the {', '.join(differing)} given now" if differing else ""
-    )
+    if differing:
+        ignored = f"--resume goes on with the run's own options, not the {', '.join(differing)} given now"
+        words = "\n".join(filter(None, (words, ignored)))
     return kept, content, RunDir(weights.parent), words
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sp_yolo.engine.checkpoint import load_checkpoint, save_checkpoint
-from sp_yolo.engine.rundir import RESULT_COLUMNS, RunDir, latest_checkpoint
+from sp_yolo.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from sp_yolo.engine.rundir import RESULT_COLUMNS, RunDir
 from sp_yolo.errors import StorageError, UserError
 
 
@@ -85,14 +85,16 @@ def test_runs_started_together_never_share_a_folder(tmp_path: Path) -> None:
     assert RunDir.create(str(tmp_path), "exp", True).path == tmp_path / "exp"
 
 
-def test_latest_checkpoint_is_the_newest(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_the_newest(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b", "c")):
         (tmp_path / name / "weights").mkdir(parents=True)
         (tmp_path / name / "weights" / "last.pt").touch()
         os.utime(tmp_path / name / "weights" / "last.pt", (number % 2, number % 2))
-    assert latest_checkpoint(tmp_path).parent.parent.name == "b"
+    assert newest_checkpoint(tmp_path).parent.parent.name == "b"
+    assert newest_checkpoint(tmp_path / "a" / "weights").parent.parent.name == "a"
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="--resume"):
-        latest_checkpoint(tmp_path / "a" / "weights")
+        newest_checkpoint(tmp_path / "none")
 
 
 def test_results_have_the_originals_columns(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_recipe_by_size_anchors_and_momentum(toy_yaml: Path, mini_cfg: str, tmp_
     assert float(trainer.model.head.anchor_grid.min()) > 2  # fitted, not placeholders
     other = Trainer(load_config(**options, optimizer="RMSprop", noautoanchor=True))
     other.fit()
-    assert {group["momentum"] for group in other.optimizer.param_groups} == {0}
+    assert {group["momentum"] for group in other.state.optimizer.param_groups} == {0}
 
 
 def test_image_weights_without_anything_to_prefer_are_equal() -> None:

@@ -1,0 +1,120 @@
+"""One training iteration: forward, loss, backward, the look for NaN and, where the schedule says so, a step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from sp_yolo.config import OPTIMIZERS, Config
+from sp_yolo.engine.device import Compute
+from sp_yolo.engine.distributed import World
+from sp_yolo.engine.finite import FiniteWatch, norms
+from sp_yolo.engine.inputs import rescale, to_input
+from sp_yolo.engine.progress import PARTS
+from sp_yolo.engine.rundir import RunDir
+from sp_yolo.engine.schedule import Schedule, StepPlan
+from sp_yolo.engine.state import RunState
+from sp_yolo.errors import NonFiniteError, StorageError
+from sp_yolo.losses import DetectionLoss
+
+SMALLEST_SCALE = 2.0**-14  # of a float16 loss: when halving got here, it was not the scale that made gradients infinite
+
+
+class TrainStep:
+    """Called with a batch; moves ``state`` one iteration on. ``stride``: sizes of --multi-scale are multiples of it."""
+
+    def __init__(
+        self,
+        config: Config,
+        hyp: Mapping[str, Any],
+        compute: Compute,
+        world: World,
+        network: torch.nn.Module,
+        loss: DetectionLoss,
+        schedule: Schedule,
+        state: RunState,
+        run: RunDir,
+        stride: int,
+    ) -> None:
+        self.config, self.hyp, self.compute, self.world, self.stride = config, hyp, compute, world, stride
+        self.network, self.loss, self.schedule, self.state, self.run = network, loss, schedule, state, run
+        self.watch = FiniteWatch(self._refuse)
+        self._trained = [(name, each) for name, each in state.model.named_parameters() if each.requires_grad]
+
+    def __call__(self, batch: Any) -> bool:
+        """Train on ``batch``. True after an optimizer step, False while gradients are being summed.
+
+        Raises:
+            NonFiniteError: a loss or gradient is NaN or infinite; on a GPU possibly in one of the next iterations.
+        """
+        config, iteration = self.config, self.state.progress.iteration
+        groups = self.state.optimizer.param_groups
+        plan = self.schedule.at(iteration, {group["name"]: self.hyp["lr0"] for group in groups})
+        images = to_input(batch.images, self.compute)
+        if config.multi_scale:
+            images = rescale(images, config.img_size[0], self.stride, config.seed, iteration)
+        # Gradients are exchanged once per optimizer step, not once per accumulated batch.
+        wait = isinstance(self.network, DistributedDataParallel) and not plan.update
+        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            with self.compute.autocast():
+                raw_maps = self.network(images)
+                loss, parts = self.loss(raw_maps, batch.targets, (images.shape[2], images.shape[3]))
+            self.state.scaler.scale(loss * self.world.size * (4 if config.quad else 1)).backward()
+        self._look(parts, batch)
+        self.state.losses.add(parts)
+        if plan.update:
+            self._update(plan)
+            if self.state.scaler.is_enabled() and self.state.scaler.get_scale() < SMALLEST_SCALE:
+                self._refuse(["gradient at every float16 loss scale"], iteration, batch)
+        self.state.progress.iteration += 1
+        return plan.update
+
+    def _look(self, parts: Any, batch: Any) -> None:
+        """Are the losses and gradients of this batch finite? With float16 the scaler judges the gradients."""
+        names = [f"{part} loss" for part in PARTS]
+        values = torch.stack([getattr(parts, part).detach().float().reshape(()) for part in PARTS])
+        found = [(name, each.grad) for name, each in self._trained if each.grad is not None]
+        if found and not self.state.scaler.is_enabled():
+            names += [f"gradient of {name}" for name, _ in found]
+            values = torch.cat((values, norms([gradient for _, gradient in found if gradient is not None])))
+        self.watch.look(names, values, self.state.progress.iteration, batch)
+
+    def _update(self, plan: StepPlan) -> None:
+        state, ours = self.state, self.config.optimizer in OPTIMIZERS  # any other keeps torch's own momentum
+        for group in state.optimizer.param_groups:
+            group["lr"] = plan.lr[group["name"]]
+            if ours and "momentum" in group:
+                group["momentum"] = plan.momentum
+            elif ours and "betas" in group and not self.config.compat:
+                group["betas"] = (plan.momentum, group["betas"][1])
+        if self.hyp["clip_norm"]:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.hyp["clip_norm"])
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.ema.update(state.model)
+
+    def _refuse(self, bad: list[str], iteration: int, batch: Any) -> NoReturn:
+        """Keep the batch, name what was wrong. A NaN loss makes every gradient NaN: then only the losses are named."""
+        bad = [name for name in bad if name.endswith("loss")] or bad
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        paths = [meta.path for meta in batch.metas]
+        rank = f"_rank{self.world.rank}" if self.world.size > 1 else ""
+        name = f"nonfinite_{iteration:06d}{rank}.npz"
+        kept = f"kept in {self.run.path / name}"
+        try:
+            self.run.write_arrays(name, images=batch.images.numpy(), targets=batch.targets.numpy(), paths=paths)
+        except StorageError as error:
+            kept = f"not kept ({error})"
+        when = "before the step" if self.compute.device.type == "cpu" else "before anything was saved"
+        shown = ", ".join(Path(path).name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+        raise NonFiniteError(
+            f"{', '.join(bad[:3])}{more} not finite at iteration {iteration}, stopped {when}; batch of {shown} {kept}; "
+            f"last weights in {self.run.weights}; a smaller lr0 (now {self.hyp['lr0']:g}) may help"
+        )

@@ -1,0 +1,93 @@
+"""What a run says about itself: the record of an epoch, and the files and words at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sp_yolo import __version__
+from sp_yolo.config import Config
+from sp_yolo.data import DetectionDataset
+from sp_yolo.engine.build import image_reader
+from sp_yolo.engine.device import Compute
+from sp_yolo.engine.progress import PARTS, Progress
+from sp_yolo.eval import CocoEvaluator, EvalResult, write_report
+from sp_yolo.optim import SP
+
+MEASURED = ("precision", "recall", "map50", "map50_95")
+
+
+def epoch_record(
+    epoch: int,
+    means: Sequence[float],
+    rate: float,
+    result: EvalResult | None,
+    val_losses: Sequence[float],
+    *,
+    optimizer: torch.optim.Optimizer,
+    labels: int,
+    image_size: int,
+    memory: int,
+) -> dict[str, Any]:
+    """One epoch as metrics.jsonl has it. ``means``: of the loss parts; ``rate``: images/s; ``memory``: peak bytes."""
+    sparsity = optimizer.sparsity() if isinstance(optimizer, SP) else {}
+    return {
+        "epoch": epoch,
+        "gpu_mem": memory,
+        **dict(zip(PARTS, means, strict=True)),
+        "labels": labels,
+        "img_size": image_size,
+        **{name: getattr(result, name) if result else 0.0 for name in MEASURED},
+        **dict(zip(("val_box", "val_obj", "val_cls"), val_losses, strict=True)),
+        "lr": {group["name"]: float(group["lr"]) for group in optimizer.param_groups},
+        "sparsity": {name: float(value) for name, value in sparsity.items()},
+        "images_per_second": rate,
+        "class_map": [float(entry.ap) for entry in result.per_class] if result else [],
+    }
+
+
+def run_summary(
+    best: EvalResult, progress: Progress, seconds: float, config: Config, compute: Compute
+) -> dict[str, Any]:
+    """The content of summary.json. ``seconds``: of this process, without those before a resume."""
+    records = progress.records
+    rates = [record["images_per_second"] for record in records if record["images_per_second"]]
+    return {
+        "best": {"epoch": progress.best_epoch, **best.metrics(), "stats": list(best.stats)},
+        "final": {"epoch": len(records) - 1, **{name: records[-1][name] for name in MEASURED}},
+        "wall_seconds": seconds,
+        "images_per_second": float(np.median(rates)) if rates else 0.0,
+        "peak_memory_bytes": compute.peak_memory(),
+        "versions": {"sp_yolo": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+        "device": compute.words,
+        "seed": config.seed,
+        "argv": sys.argv,
+    }
+
+
+def run_report(
+    folder: Path,
+    best: EvalResult,
+    data: DetectionDataset,
+    evaluator: CocoEvaluator,
+    *,
+    config: Config,
+    facts: Mapping[str, Any],
+    history: list[dict[str, Any]],
+) -> list[str]:
+    """Curves, confusion matrix, worst images and report.html of the best weights; returns the lines to print."""
+    return write_report(
+        folder,
+        best,
+        data.ground_truth(),
+        evaluator.detections(),
+        title=f"{folder.name}: {config.cfg or config.weights}, {config.optimizer}",
+        facts=dict(facts),
+        history=history,
+        read_image=image_reader(data),
+    )

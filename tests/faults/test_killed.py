@@ -1,0 +1,57 @@
+"""kill -9 at any moment: the resumed run ends with the bits of the undisturbed one."""
+
+import random
+from pathlib import Path
+
+import pytest
+from fault_runs import Runs, count_moments, die_at_moment, fingerprint
+
+EVERY_STEP = ("--save-every", "1e-9")
+
+
+def killed_and_resumed(runs: Runs, moment: int, name: str, *flags: str) -> str:
+    """Fingerprint of a run that was killed at ``moment`` and then resumed."""
+    code, output = runs.train(*EVERY_STEP, "--name", name, fault=(die_at_moment, (moment,)))
+    assert code == -9, output
+    weights = runs.weights(name)
+    if not any(weights.glob("last*.pt")):  # killed before the first iteration was over
+        code, output = runs.resume(weights)
+        assert code == 2 and "no weights/last.pt" in output
+        code, output = runs.train(*EVERY_STEP, "--name", name, "--exist-ok")
+    else:
+        code, output = runs.resume(weights, *flags)
+    assert code == 0, output
+    assert not list(weights.glob(".*"))
+    return fingerprint(weights / "last.pt")
+
+
+def undisturbed(runs: Runs) -> tuple[str, int]:
+    """Fingerprint of the undisturbed run, and how many moments it has."""
+    counted = runs.folder / "moments"
+    code, output = runs.train("--name", "whole", *EVERY_STEP, fault=(count_moments, (str(counted),)))
+    assert code == 0, output
+    return fingerprint(runs.weights("whole") / "last.pt"), int(counted.read_text())
+
+
+def test_three_kills(runs: Runs) -> None:
+    expected, moments = undisturbed(runs)
+    plain_code, output = runs.train("--name", "plain", "--save-every", "0")
+    assert plain_code == 0, output
+    assert fingerprint(runs.weights("plain") / "last.pt") == expected  # saving changes nothing
+    rng = random.Random(1)
+    for trial, workers in enumerate(("0", "1", "0")):
+        moment = rng.randrange(moments // 10, moments)
+        found = killed_and_resumed(runs, moment, f"kill{trial}", "--workers", workers)
+        assert found == expected, f"killed at moment {moment} of {moments}"
+
+
+@pytest.mark.slow
+def test_twenty_kills(runs: Runs, tmp_path: Path) -> None:
+    expected, moments = undisturbed(runs)
+    rng = random.Random(2)
+    print(f"\nundisturbed {expected}, {moments} moments")
+    for trial in range(20):
+        moment = rng.randrange(1, moments)
+        found = killed_and_resumed(runs, moment, f"kill{trial}", "--workers", str(trial % 3))
+        print(f"kill at {moment:5d} {found}")
+        assert found == expected, f"killed at moment {moment} of {moments}"
