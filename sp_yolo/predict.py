@@ -21,31 +21,21 @@ from sp_yolo.engine.inputs import to_input
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import class_color, draw_box
+from sp_yolo.inference import add_inference_arguments, check_flags, yolo_lines
 from sp_yolo.models import deploy, model_from_weights
-from sp_yolo.val import check_flags, yolo_lines
 
 UNWRITABLE = {".dng", ".mpo"}  # image formats that OpenCV reads only: their drawings become JPEG
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".ts"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, help="checkpoint: ours, the original's .pt, safetensors")
+    add_inference_arguments(parser, image_size=640, conf_thres=0.25, iou_thres=0.45, project="runs/detect")
     parser.add_argument("--source", required=True, help="image, folder, glob, video, stream URL or webcam number")
-    parser.add_argument("--img-size", "--img", "--imgsz", type=int, default=640)
-    parser.add_argument("--conf-thres", "--conf", type=float, default=0.25)
-    parser.add_argument("--iou-thres", "--iou", type=float, default=0.45)
-    parser.add_argument("--device", default="", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
     parser.add_argument("--view-img", action="store_true", help="show each image in a window (needs a desktop OpenCV)")
-    parser.add_argument("--save-txt", action="store_true", help="labels/*.txt: class cx cy w h, normalised")
     parser.add_argument("--save-json", action="store_true", help="detections.json: boxes in original pixels")
-    parser.add_argument("--save-conf", action="store_true", help="confidence as the last column of the txt files")
     parser.add_argument("--nosave", action="store_true", help="write no pictures")
     parser.add_argument("--classes", type=int, nargs="+", help="only these classes")
     parser.add_argument("--agnostic-nms", action="store_true", help="a box suppresses those of other classes too")
-    parser.add_argument("--augment", action="store_true", help="test-time augmentation")
-    parser.add_argument("--project", default="runs/detect")
-    parser.add_argument("--name", default="exp")
-    parser.add_argument("--exist-ok", action="store_true")
 
 
 class Detector:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sp_yolo.boxes import xyxy_to_cxcywh
 from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.distributed import World
@@ -17,36 +16,27 @@ from sp_yolo.engine.pictures import RunPictures
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
-from sp_yolo.eval import per_class_table, write_report
+from sp_yolo.eval import OriginalResult, per_class_table, write_report, yolov7_evaluate
+from sp_yolo.inference import add_inference_arguments, check_flags, yolo_lines
 from sp_yolo.models import model_from_weights, read_checkpoint
 
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of detection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, help="checkpoint: ours, the original's .pt, safetensors")
+    add_inference_arguments(parser, image_size=None, conf_thres=CONF_THRES, iou_thres=IOU_THRES, project="runs/test")
     parser.add_argument("--data", default="", help="dataset YAML (default: the one the weights were trained on)")
     parser.add_argument("--batch-size", "--batch", type=int, default=32)
-    parser.add_argument(
-        "--img-size", "--img", "--imgsz", type=int, help="px (default: the training's test size, or 640)"
-    )
-    parser.add_argument("--conf-thres", "--conf", type=float, default=CONF_THRES)
-    parser.add_argument("--iou-thres", "--iou", type=float, default=IOU_THRES, help="of NMS")
     parser.add_argument("--task", choices=("train", "val", "test", "speed"), default="val")
-    parser.add_argument("--device", default="", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
     parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--single-cls", action="store_true", help="treat all classes as one, the model's too")
-    parser.add_argument("--augment", action="store_true", help="test-time augmentation: three scales, one mirrored")
     parser.add_argument("--verbose", action="store_true", help="per-class rows are always printed; accepted")
-    parser.add_argument("--save-txt", action="store_true", help="labels/*.txt: class cx cy w h, normalised")
     parser.add_argument("--save-hybrid", action="store_true", help="as --save-txt, the labels added before NMS")
-    parser.add_argument("--save-conf", action="store_true", help="confidence as the last column of the txt files")
     parser.add_argument("--save-json", action="store_true", help="<weights>_predictions.json in COCO's results format")
-    parser.add_argument("--project", default="runs/test")
-    parser.add_argument("--name", default="exp")
-    parser.add_argument("--exist-ok", action="store_true")
-    parser.add_argument("--v5-metric", action="store_true", help="accepted; every metric here is pycocotools'")
+    parser.add_argument(
+        "--v5-metric", action="store_true", help="the line of the original's own metric as its --v5-metric has it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,8 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     if speed:
         return 0
     result = evaluator.compute()
-    print(f"{per_class_table(result)}\n\n{result.summary_text}")
     truth, found = data_set.ground_truth(), evaluator.detections()
+    print(f"{per_class_table(result)}\n\n{result.summary_text}")
+    print(_original_words(yolov7_evaluate(truth, found, v5_metric=arguments.v5_metric)))
     if arguments.save_json:
         folder.write(f"{Path(arguments.weights).stem}_predictions.json", json.dumps(found))
     facts = {"weights": arguments.weights, "data": str(dataset.path), "split": split, "device": compute.words}
@@ -133,13 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check_flags(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a number out of its bounds, of the flags that `val` and `predict` have."""
-    rules = {"conf_thres": (0, 1), "iou_thres": (0, 1), "batch_size": (1, 65536), "img_size": (1, 8192)}
-    for key, (low, high) in {**rules, "workers": (0, 1024)}.items():
-        value = getattr(arguments, key, None)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{key.replace('_', '-')} {value}: must lie in [{low}, {high}]")
+def _original_words(result: OriginalResult) -> str:
+    return (
+        f"\nFor comparison with logs of the original, its own metric: P {result.precision:.3f}, R {result.recall:.3f}, "
+        f"mAP@.5 {result.map50:.3f}, mAP@.5:.95 {result.map50_95:.3f}"
+    )
 
 
 def _training_options(weights: str) -> dict[str, Any]:
@@ -161,14 +150,3 @@ class _TextFiles:
         for meta, rows in zip(batch.metas, detections, strict=True):
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
             (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines)
-
-
-def yolo_lines(rows: torch.Tensor, original_hw: tuple[int, int], with_confidence: bool) -> str:
-    """Detections [k, 6] (xyxy in original px, score, class) as lines of a YOLO label file, best detection last."""
-    height, width = original_hw
-    boxes = xyxy_to_cxcywh(rows[:, :4]) / torch.tensor([width, height, width, height])
-    lines = []
-    for box, (score, label) in zip(boxes.tolist(), rows[:, 4:].tolist(), strict=True):
-        values = [*box, score] if with_confidence else box
-        lines.append(" ".join([f"{int(label)}", *(f"{value:g}" for value in values)]) + "\n")
-    return "".join(reversed(lines))

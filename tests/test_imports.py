@@ -22,7 +22,18 @@ ALLOWED = {
     "engine": ENGINE,
     "plugins": {"optim", "errors"},
 }
-ABOVE_THE_ENGINE = {"classify", "compare", "predict", "export", "check", "val", "train", "download", "saliency"}
+ABOVE_THE_ENGINE = {
+    "classify",
+    "compare",
+    "inference",
+    "predict",
+    "export",
+    "check",
+    "val",
+    "train",
+    "download",
+    "saliency",
+}
 OUTSIDE = {"optim": {"torch"}}
 
 

@@ -11,6 +11,7 @@ from conftest import small
 
 from sp_yolo.boxes import xyxy_to_cxcywh
 from sp_yolo.cli import main, main_train
+from sp_yolo.eval import OriginalResult, yolov7_evaluate
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,37 @@ def test_val_repeats_the_figures_of_training(
     rows = [line.split() for file in (run / "labels").glob("*.txt") for line in file.read_text().splitlines()]
     assert len(rows) == len(found) and {len(row) for row in rows} == {6}
     assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_the_originals_own_metric_stands_below_ours(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # With the labels among the detections there is something to measure; the last box of each class is then taken out.
+    measured = []
+
+    def incomplete(truth: object, found: list[dict[str, int]], *, v5_metric: bool) -> OriginalResult:
+        last = {record["category_id"]: record for record in found if record["score"] == 1}
+        measured.append(yolov7_evaluate(truth, [r for r in found if r not in last.values()], v5_metric=v5_metric))
+        return measured[-1]
+
+    monkeypatch.setattr("sp_yolo.val.yolov7_evaluate", incomplete)
+    flags = ["--weights", str(trained / "weights" / "best.pt"), "--workers", "0", "--save-hybrid"]
+    figures = []
+    for more in ([], ["--v5-metric"]):
+        assert main(["val", *flags, *more]) == 0
+        figures.append(original_figures(capsys.readouterr().out))
+        assert figures[-1] == rounded(measured[-1])
+    assert figures[1][2] > figures[0][2]  # the curve ends at recall 1, not at the last recall + 0.01
+
+
+def original_figures(out: str) -> list[float]:
+    line = next(line for line in out.splitlines() if "logs of the original" in line)
+    return [float(part.split()[-1]) for part in line.split(": ")[1].split(",")]
+
+
+def rounded(result: OriginalResult) -> list[float]:
+    return [round(value, 3) for value in (result.precision, result.recall, result.map50, result.map50_95)]
 
 
 def toy_truth(trained: Path) -> Path:
