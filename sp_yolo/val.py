@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--data: give the dataset YAML (these weights do not name one)")
     dataset = build.open_dataset(data, None if arguments.data else trained.get("overrides", {}).get("root"))
     single = arguments.single_cls or bool(trained.get("single_cls") and model.num_classes == 1)
-    classes = 1 if single else len(dataset.names)
+    classes = len(dataset.class_names(single))
     if model.num_classes != classes and not single:
         raise UserError(f"{arguments.weights}: {model.num_classes} classes, but {dataset.path} has {classes}")
     stride = max(int(model.stride.max()), 32)

@@ -35,6 +35,10 @@ class DatasetConfig:
     images: Mapping[str, Path] = field(default_factory=dict)
     generate: str | None = None
 
+    def class_names(self, single_class: bool) -> tuple[str, ...]:
+        """``names``, or the one name that every class goes by under ``--single-cls``."""
+        return ("item",) if single_class and len(self.names) != 1 else self.names
+
     def entries(self, split: str) -> tuple[str, ...]:
         """The entries of one split; raises UserError where the YAML has none."""
         found: tuple[str, ...] | None = getattr(self, split)

@@ -79,7 +79,7 @@ class DetectionDataset:
         found = scan(config, split, single_class=single_class, compat=compat)
         self.image_size, self.seed, self.augment, self.rect = image_size, seed, augment, rect
         self.hyp = dict(hyp or {})
-        self.names = (config.names[0] if len(config.names) == 1 else "item",) if single_class else config.names
+        self.names = config.class_names(single_class)
         self.category_ids, self.warnings, self.counts = found.category_ids, found.warnings, found.counts
         self._entries = found.entries
         self.batch_indices: list[np.ndarray] | None = None

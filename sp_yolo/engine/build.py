@@ -70,7 +70,7 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
     """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen; its recipe."""
     if config.weights and not Path(config.weights).is_file():
         raise UserError(f"--weights {config.weights}: no such file (nothing is downloaded; '' trains from scratch)")
-    classes = 1 if config.single_cls else len(dataset.names)
+    classes = len(dataset.class_names(config.single_cls))
     cfg = config.cfg or model_from_weights(config.weights).yaml
     model = build_model(cfg, num_classes=classes)
     hyp_path, hyp = choose_hyp(config, model)
@@ -81,7 +81,7 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
         say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
         if not config.cfg and not isinstance(model.head, IDetect):
             say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form")
-    name_classes(model, dataset, config.single_cls)
+    model.names = list(dataset.class_names(config.single_cls))
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp
 
@@ -89,13 +89,9 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
 def rebuild_detector(config: Config, dataset: DatasetConfig, content: Any, say: Any) -> DetectionModel:
     """The model of a checkpoint that a run goes on from, its weights still to be loaded."""
     model = build_model(content["yaml"], num_classes=content["nc"])
-    name_classes(model, dataset, config.single_cls)
+    model.names = list(dataset.class_names(config.single_cls))
     freeze(model, config.freeze, say)
     return model
-
-
-def name_classes(model: DetectionModel, dataset: DatasetConfig, single_class: bool) -> None:
-    model.names = ["item"] if single_class and len(dataset.names) != 1 else list(dataset.names)
 
 
 def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
