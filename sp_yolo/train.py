@@ -9,10 +9,7 @@ from sp_yolo.config import load_config, parse_assignments
 from sp_yolo.errors import UserError
 
 _NO_WANDB = "Weights & Biases is not used here; drop the flag (metrics.jsonl and TensorBoard are written)"
-_REFUSED = {
-    **dict.fromkeys(("--bucket", "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias"), _NO_WANDB),
-    "--evolve": "hyperparameter evolution is not offered; drop the flag and vary --set KEY=VALUE",
-}
+_REFUSED = dict.fromkeys(("--bucket", "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias"), _NO_WANDB)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--nosave", action="store_true", help="keep no last.pt before the last epoch (best.pt is kept)")
     option("--notest", action="store_true", help="validate only after the last epoch")
     option("--noautoanchor", action="store_true", help="do not check and refit anchors")
+    option("--evolve", type=int, nargs="?", const=300, metavar="N", help="evolve the recipe in N runs (default 300)")
+    option("--evolve-minutes", type=float, metavar="M", help="start no further run of --evolve after M minutes")
     option("--cache-images", "--cache", nargs="?", const="ram", metavar="ram|disk", help="keep decoded images")
     option("--image-weights", action="store_true", help="show images of poor classes more often")
     option("--device", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--save_period", "--save-period", type=int, metavar="N", help="also keep every Nth epoch (default -1: off)")
     option("--save-every", type=float, metavar="MINUTES", help="save within epochs too (default 10; 0: off)")
     option("--freeze", type=int, nargs="+", metavar="LAYER", help="N: freeze layers 0..N-1; several: just these")
-    option("--v5-metric", action="store_true", help="accepted; every metric here is pycocotools'")
+    option("--v5-metric", action="store_true", help="accepted; training reports pycocotools' metric (see val)")
     option("--optimizer", help="sp (default), sgd, adam, adamw, or a class of torch.optim")
     option(
         "--set", action="append", metavar="KEY=VALUE", dest="assignments", help="override a hyperparameter; repeatable"
@@ -84,7 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
     if options.pop("adam", False) and options.setdefault("optimizer", "adam").lower() != "adam":
         raise UserError(f"--adam and --optimizer {options['optimizer']}: give one of the two")
     options["overrides"] = parse_assignments(options.pop("assignments", ()))
+    generations, minutes = options.pop("evolve", None), options.pop("evolve_minutes", None)
+    if generations is not None and generations < 1:
+        raise UserError(f"--evolve {generations}: must be at least 1")
+    if minutes is not None and (generations is None or minutes <= 0):
+        raise UserError(f"--evolve-minutes {minutes:g}: must be above 0, and bounds --evolve")
     config = load_config(**options)
+    if generations is not None:
+        from sp_yolo.evolve import evolve
+
+        evolve(config, generations=generations, minutes=minutes or 0.0)
+        return 0
     from sp_yolo.engine import Trainer  # torch and OpenCV are slow to import: --help and a wrong flag should not wait
 
     Trainer(config).fit()

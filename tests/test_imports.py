@@ -33,6 +33,8 @@ ABOVE_THE_ENGINE = {
     "train",
     "download",
     "saliency",
+    "evolve",
+    "tune",
 }
 OUTSIDE = {"optim": {"torch"}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +170,7 @@ class _Run:
             **found,
             "zeros": zeros(self.model),
             "seconds": seconds,
-            "optimizer_bytes": state_bytes(self.optimizer),
+            "optimizer_bytes": state_bytes(self.optimizer.state),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
 
@@ -193,7 +193,7 @@ def zeros(model: nn.Module) -> float:
     return sum(w.numel() - int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Memory of the tensors an optimizer keeps."""
-    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+def state_bytes(state: Mapping[Any, Mapping[str, Any]]) -> int:
+    """Memory of the tensors that an optimizer keeps in its ``state``."""
+    tensors = [value for entry in state.values() for value in entry.values() if isinstance(value, Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

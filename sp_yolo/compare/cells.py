@@ -19,11 +19,13 @@ from sp_yolo.classify import Source, fit, load_classify_config, make_splits, ope
 from sp_yolo.classify.training import state_bytes, zeros
 from sp_yolo.compare.study import Cell
 from sp_yolo.compare.subset import subset_yaml
-from sp_yolo.config import load_config
+from sp_yolo.config import Config, DatasetConfig, load_config
 from sp_yolo.engine import Trainer, build
+from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import validate
 from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError
+from sp_yolo.models import DetectionModel, model_from_weights
 
 # At or below this a run is counted as failed: one and a half times chance; of detection a mAP of 1 %.
 CHANCE, FAILED_MAP = 1.5, 0.01
@@ -43,7 +45,7 @@ def run_cells(cells: list[Cell], folder: Path, jobs: int, say: Callable[[str], N
     pending = [cell for cell in cells if not _path(cell, folder).exists()]
     for done, cell in enumerate(_completed(pending, folder, jobs), 1):
         say(f"[{done}/{len(pending)}] {cell.key}: {_read(_path(cell, folder))['score']:.4f}")
-    return [_read(_path(cell, folder)) for cell in cells]
+    return [{**_read(_path(cell, folder)), "variant": cell.variant} for cell in cells]
 
 
 def _path(cell: Cell, folder: Path) -> Path:
@@ -144,58 +146,61 @@ def _classify(cell: Cell, folder: Path) -> Result:
 # ------------------------------------------------------------------------------------------------------------ detection
 def _detect(cell: Cell, folder: Path) -> Result:
     """Train; the score is the mAP of the epoch that is best on the validation split, there or on the test split."""
-    options = dict(cell.options)
+    options, overrides = dict(cell.options), dict(cell.overrides)
     samples = options.pop("samples", 0)
     if samples:
-        options["data"] = subset_yaml(options["data"], cell.overrides.get("root"), samples, cell.seed, folder)
-    config = load_config(
-        **{"quiet": True, **options},
-        optimizer=cell.optimizer,
-        seed=cell.seed,
-        overrides={key: value for key, value in cell.overrides.items() if not (samples and key == "root")},
-        project=str(folder / "runs"),
-        name=cell.key,
-        exist_ok=True,
-    )
-    log = folder / "runs" / f"{cell.key}.log"
-    log.parent.mkdir(exist_ok=True)
+        options["data"] = subset_yaml(options["data"], overrides.pop("root", None), samples, cell.seed, folder)
+    own = {"optimizer": cell.optimizer, "seed": cell.seed, "overrides": overrides}
+    place = {"project": str(folder / "runs"), "name": cell.key, "exist_ok": True}
+    config = load_config(**{"quiet": True, **options, **own, **place})
     run = folder / "runs" / cell.key
-    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        try:
-            trainer = Trainer(config)
-            summary = trainer.fit()
-        except NonFiniteError as error:
-            return {"score": 0.0, "val_score": 0.0, "failed": True, "curve": [], "remark": str(error)}
-        finally:
-            shutil.rmtree(run / "weights", ignore_errors=True)  # tens of MB for each run
-        scores = {"val": summary["best"]["map50_95"]}
-        if cell.measure == "test":
-            splits = [split for split in ("train", "test") if getattr(trainer.dataset, split)]
-            scores |= {split: measure_map(trainer, split) for split in splits}
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(run / "log.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            summary = Trainer(config).fit()
+            return _detection_result(cell, config, summary, run)
+    except NonFiniteError as error:
+        return {"score": 0.0, "val_score": 0.0, "failed": True, "curve": [], "remark": str(error)}
+    finally:
+        shutil.rmtree(run / "weights", ignore_errors=True)  # tens of MB for each run
+
+
+def _detection_result(cell: Cell, config: Config, summary: Result, run: Path) -> Result:
+    dataset = build.open_dataset(config.data, config.overrides.get("root"))
+    model = model_from_weights(run / "weights" / "best.pt")
+    scores = {"val": float(summary["best"]["map50_95"])}
+    if cell.measure == "test":
+        splits = [split for split in ("train", "test") if getattr(dataset, split)]
+        scores |= {split: measure_map(model, dataset, split, config) for split in splits}
     score = scores.get(cell.measure, scores["val"])
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    optimizer = torch.load(run / "weights" / "last.pt", weights_only=True)["optimizer"]
     return {
         "score": score,
         "val_score": scores["val"],
         **({"train_score": scores["train"]} if "train" in scores else {}),
         "failed": score <= FAILED_MAP,
-        "zeros": zeros(trainer.ema.module),
+        "zeros": zeros(model),
         "seconds": summary["wall_seconds"],
-        "optimizer_bytes": state_bytes(trainer.optimizer),
-        "curve": [record["map50_95"] for record in trainer.progress.records],
+        "optimizer_bytes": state_bytes(optimizer["state"]),
+        "curve": [record["map50_95"] for record in records],
     }
 
 
-def measure_map(trainer: Trainer, split: str) -> float:
-    """mAP@.5:.95 of the trainer's averaged weights on a split, as its validation measures."""
-    config = trainer.config
+def measure_map(model: DetectionModel, dataset: DatasetConfig, split: str, config: Config) -> float:
+    """mAP@.5:.95 of ``model`` on a split, measured as the trainer's validation does."""
+    compute = select_compute(config.device, config.amp)
+    stride = max(int(model.stride.max()), 32)
+    size = build.complete(config, dataset).img_size[1]
     _, loader, evaluator = build.build_val_data(
-        trainer.dataset,
+        dataset,
         split,
-        image_size=config.img_size[1],
-        batch_size=2 * config.batch_size,
-        stride=trainer.stride,
+        image_size=-(-size // stride) * stride,
+        batch_size=32,
+        stride=stride,
         single_class=config.single_cls,
         workers=0,
     )
-    validate(trainer.ema.module, loader.epoch(0), evaluator, trainer.compute)
+    model = model.to(compute.device).to(memory_format=torch.channels_last).eval()
+    validate(model, loader.epoch(0), evaluator, compute)
     return float(evaluator.compute().map50_95)

@@ -98,6 +98,8 @@ def load_study(path: str) -> Study:
         if not isinstance(source.get(key, {}), dict):
             raise UserError(f"{source.where(key)}: {key} must be 'key: value' lines")
     task, variants = source.get("task", "classify"), []
+    if task not in TASKS:
+        raise UserError(f"{source.where('task')}: task = {task!r}: must be classify or detect")
     try:
         for name, settings in source.get("variants", {}).items():
             variants.append(_variant(str(name), dict(settings or {}), task))
@@ -128,7 +130,7 @@ def _variant(name: str, settings: dict[str, Any], task: str) -> Variant:
 
 def default_grid(task: str, optimizer: str) -> tuple[float, ...]:
     """The learning rates an optimizer is tried with unless the study says which."""
-    known = GRIDS.get(task, {})
+    known = GRIDS[task]
     if optimizer not in known:
         raise UserError(f"optimizer {optimizer!r}: give its lr0 grid (known for {task}: {', '.join(known)})")
     return known[optimizer]
@@ -150,8 +152,6 @@ def make_study(
     Raises:
         UserError: unequal tuning budgets, unknown names, a setting outside its rule.
     """
-    if task not in TASKS:
-        raise UserError(f"task = {task!r}: must be classify or detect")
     for key, value in (("seeds", seeds), ("tuning_seeds", tuning_seeds)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < TUNING_SEED:
             raise UserError(f"{key} = {value!r}: must be a whole number from 1 to {TUNING_SEED - 1}")
@@ -211,7 +211,7 @@ def final_cells(study: Study, chosen: Mapping[str, float]) -> list[Cell]:
 
 def quick(study: Study) -> Study:
     """The same study in miniature: 3 seeds, up to 3 learning rates, one tuning seed, few images and epochs."""
-    least = {"classify": {"epochs": 3, "samples": 300, "val_samples": 200}, "detect": {"epochs": 2, "samples": 24}}
+    least = {"classify": {"epochs": 3, "samples": 300}, "detect": {"epochs": 2, "samples": 24}}
     options = dict(study.options)
     for key, value in least[study.task].items():
         options[key] = min(options.get(key) or value, value)

@@ -92,7 +92,7 @@ def test_patience_counts_validated_epochs_and_its_stop_is_saved(run: Run) -> Non
         (["--set", "lr0=2020-13-45"], "lr0 = '2020-13-45': must be a number"),
         (["--optimizer", "SparseAdam"], "--optimizer SparseAdam"),
         (["--adam", "--optimizer", "sgd"], "give one of the two"),
-        (["--evolve"], "--evolve: "),
+        (["--evolve", "0"], "--evolve 0: must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

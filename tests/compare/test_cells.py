@@ -1,0 +1,160 @@
+"""Cells: paired, resumable, the same whether they run here or in processes; detection cells and their subsets."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sp_yolo.compare import cells as cells_module
+from sp_yolo.compare.cells import run_cells
+from sp_yolo.compare.study import Study, Variant, cell_of, final_cells, make_study, tuning_cells
+from sp_yolo.compare.subset import subset_yaml
+from sp_yolo.config import load_dataset_config
+from sp_yolo.data import DetectionDataset, ensure_toy_dataset
+from sp_yolo.errors import StorageError, UserError
+from sp_yolo.models import build_model
+
+TIMED = ("seconds",)
+
+
+def timeless(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in result.items() if key not in TIMED} for result in results]
+
+
+def quiet(text: str) -> None:
+    del text
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = tuning_cells(tiny_study)
+    undisturbed = run_cells(cells, tmp_path / "a", 1, quiet)
+    ran, run_cell = [], cells_module.run_cell
+
+    def interrupted(cell: Any, folder: Path) -> None:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell.key)
+        run_cell(cell, folder)
+
+    monkeypatch.setattr(cells_module, "run_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, tmp_path / "b", 1, quiet)
+    monkeypatch.setattr(cells_module, "run_cell", lambda cell, folder: (ran.append(cell.key), run_cell(cell, folder)))
+    lines: list[str] = []
+    went_on = run_cells(cells, tmp_path / "b", 1, lines.append)
+    assert sorted(ran) == sorted(cell.key for cell in cells) and len(lines) == 2 and lines[1].startswith("[2/2] ")
+    assert timeless(went_on) == timeless(undisturbed)
+    assert [result["lr0"] for result in went_on] == [cell.lr0 for cell in cells]
+
+
+def test_a_damaged_result_is_named(tiny_study: Study, tmp_path: Path) -> None:
+    cells = tuning_cells(tiny_study)[:1]
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / f"{cells[0].key}.json").write_text('{"score": 0.')
+    with pytest.raises(StorageError, match=rf"{cells[0].key}\.json: the result cannot be read"):
+        run_cells(cells, tmp_path, 1, quiet)
+
+
+def test_processes_change_no_number_and_pass_mistakes_on(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = final_cells(tiny_study, {"sp": 0.3, "sgd": 0.05})[:2]
+    before = torch.get_num_threads()
+    here = run_cells(cells, tmp_path / "here", 1, quiet)
+    assert torch.get_num_threads() == before
+    assert here[0]["score"] != here[1]["score"] and not here[1]["failed"]
+    nowhere = {**tiny_study.options, "dataset": str(tmp_path / "nowhere")}
+    lost = dataclasses.replace(cells[0], options=nowhere)
+    with pytest.raises(UserError, match="nowhere: no folder"):
+        run_cells([*cells, lost], tmp_path / "there", 2, quiet)
+    monkeypatch.setattr(cells_module, "run_cell", None)  # both processes have left their results
+    assert timeless(run_cells(cells, tmp_path / "there", 1, quiet)) == timeless(here)
+
+
+def test_a_cell_keeps_what_the_table_needs(tiny_study: Study, tmp_path: Path) -> None:
+    tune, final = (cell_of(tiny_study, tiny_study.variants[0], 0.3, 0, measure) for measure in ("val", "test"))
+    tuned, measured = run_cells([tune, final], tmp_path, 1, quiet)
+    assert tuned["score"] == tuned["val_score"] == measured["val_score"] == tuned["curve"][-1]
+    assert measured["curve"] == tuned["curve"] and len(tuned["curve"]) == 2
+    assert 0 <= measured["train_score"] <= 1 and measured["optimizer_bytes"] > 100_000
+    renamed = dataclasses.replace(final, variant="SP")
+    assert run_cells([renamed], tmp_path, 1, quiet)[0]["variant"] == "SP"
+
+
+def test_divergence_counts_as_chance(tiny_study: Study, tmp_path: Path) -> None:
+    wild = {"weight_decay": 1.0}
+    cell = cell_of(tiny_study, Variant("sgd", "sgd", (100.0,), wild), 100.0, 0, "test")
+    (result,) = run_cells([dataclasses.replace(cell, options={**cell.options, "epochs": 9})], tmp_path, 1, quiet)
+    assert result["failed"] and result["score"] == pytest.approx(1 / 3) and "not finite" in result["remark"]
+    still = cell_of(tiny_study, Variant("sgd", "sgd", (1e-9,), {}), 1e-9, 0, "test")
+    (result,) = run_cells([still], tmp_path, 1, quiet)
+    assert result["failed"] == (result["score"] <= 0.5) and "remark" not in result
+
+
+@pytest.fixture(scope="module")
+def toy_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_toy_dataset(tmp_path_factory.mktemp("data") / "toy", train=12, val=4, image_size=64)
+
+
+def test_a_subset_keeps_images_boxes_and_the_other_splits(toy_yaml: Path, tmp_path: Path) -> None:
+    path = subset_yaml(str(toy_yaml), None, 5, 1, tmp_path)
+    whole, part = (load_dataset_config(source) for source in (toy_yaml, path))
+    assert part.names == whole.names and part.test is None
+    every, few = (DetectionDataset(config, "train", 64) for config in (whole, part))
+    labels = {every.path(index): every.labels[index].tolist() for index in range(len(every))}
+    assert len(few) == 5
+    for index in range(5):
+        assert few.labels[index].tolist() == labels[few.path(index)] != []
+    assert DetectionDataset(part, "val", 64).ground_truth() == DetectionDataset(whole, "val", 64).ground_truth()
+    drawn = [
+        {image["file_name"] for image in json.loads((Path(p).parent / "train.json").read_text())["images"]}
+        for p in (
+            path,
+            subset_yaml(str(toy_yaml), None, 5, 2, tmp_path),
+            subset_yaml(str(toy_yaml), None, 5, 1, tmp_path),
+        )
+    ]
+    assert drawn[0] == drawn[2] != drawn[1]
+    with pytest.raises(UserError, match=r"samples = 13: .* has 12 training images"):
+        subset_yaml(str(toy_yaml), None, 13, 0, tmp_path)
+
+
+SMALL_DETECTOR = """
+nc: 6
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: [[8,8, 12,12, 16,16], [20,20, 28,28, 36,36], [40,40, 50,50, 60,60]]
+backbone:
+  - [-1, 1, Conv, [8, 3, 4]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+head:
+  - [[1, 2, 3], 1, IDetect, [nc, anchors]]
+"""
+
+
+def test_detection_cells(toy_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)  # plots have their own tests
+    cfg = tmp_path / "small.yaml"
+    cfg.write_text(SMALL_DETECTOR)
+    options = {"data": str(toy_yaml), "cfg": str(cfg), "img_size": 64, "epochs": 1, "batch_size": 4, "samples": 8}
+    options |= {"device": "cpu", "workers": 0, "noautoanchor": True}
+    variants = [Variant("sp", "sp", (0.01,), {}), Variant("adamw", "adamw", (0.001,), {})]
+    study = make_study("d", task="detect", options=options, variants=variants, seeds=1)
+    folder = tmp_path / "study"
+    results = run_cells(final_cells(study, {"sp": 0.01, "adamw": 0.001}), folder, 1, quiet)
+    weights = sum(parameter.numel() for parameter in build_model(str(cfg), 6).parameters())
+    for result in results:
+        records = [json.loads(line) for line in next(folder.glob(f"runs/{result['variant']}*/metrics.jsonl")).open()]
+        assert result["curve"] == [records[0]["map50_95"]] and "train_score" in result and result["seconds"] > 0
+        assert 8 * weights <= result["optimizer_bytes"] < 8 * weights + 500  # two float32 each, and a few scalars
+        assert result["score"] == result["val_score"]  # no test split: measured on val
+    assert not list(folder.glob("runs/*/weights")) and "Epoch" not in capsys.readouterr().out
+    assert "Epoch" in next(folder.glob("runs/sp*/log.txt")).read_text()

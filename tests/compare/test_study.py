@@ -1,0 +1,114 @@
+"""Study files: what they become, and how their mistakes are named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sp_yolo.compare.study import (
+    Study,
+    Variant,
+    cell_of,
+    final_cells,
+    load_study,
+    make_study,
+    quick,
+    tuning_cells,
+)
+from sp_yolo.errors import UserError
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+GOOD = """
+task: classify
+options: {dataset: mnist, samples: 500}
+seeds: 3
+tuning_seeds: 2
+set: {momentum: 0.95}
+variants:
+  sgd:
+  sparse: {optimizer: sp, lr0: [0.3, 0.1, 1, 0.01, 3, 0.03], sp_sigma_head: 0.5}
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_study_file(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, GOOD))
+    assert (study.name, study.baseline, study.seeds, study.tuning_seeds) == ("mine", "sgd", 3, 2)
+    assert study.variants[1].grid == (0.01, 0.03, 0.1, 0.3, 1, 3)
+    cells = tuning_cells(study)
+    assert len(cells) == 2 * 2 * 6 and {cell.seed for cell in cells} == {1000, 1001}
+    assert {cell.measure for cell in cells} == {"val"}
+    last = final_cells(study, {"sgd": 0.1, "sparse": 0.3})[-1]
+    assert (last.seed, last.measure, last.lr0) == (2, "test", 0.3)
+    assert last.overrides == {"momentum": 0.95, "sp_sigma_head": 0.5, "lr0": 0.3}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_is_sound(path: Path) -> None:
+    study = load_study(str(path))
+    assert study.seeds >= (3 if study.task == "detect" else 5)
+    assert f"sp-yolo compare studies/{path.name}" in path.read_text()
+    small = quick(study)
+    assert small.name == f"{study.name}-quick" and len(small.variants[0].grid) <= 3 and small.seeds == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("seeds: 3", "seed: 3"), "mine.yaml:4: unknown key 'seed'"),
+        (("seeds: 3", "seeds: 0"), "mine.yaml: seeds = 0: must be a whole number from 1 to 999"),
+        (("task: classify", "task: sing"), "mine.yaml:2: task = 'sing': must be classify or detect"),
+        (("0.03], sp", "], sp"), "every variant needs as many lr0 to try: sgd 6, sparse 5"),
+        (("sgd:", "lion:"), "optimizer 'lion': give its lr0 grid"),
+        (("optimizer: sp,", "optimizer: lion,"), "optimizer 'lion': must be one of sp, sp-paper"),
+        (("sp_sigma_head: 0.5", "sp_sigma_heat: 0.5"), "'sp_sigma_heat' is no hyperparameter"),
+        (("samples: 500", "sample: 500"), "unknown option 'sample'"),
+        (("samples: 500", "seed: 500"), "options: 'seed' is not for a study to say"),
+        (("lr0: [0.3,", "lr0: [x,"), "lr0 must be a list of numbers above 0"),
+        (("set: {momentum: 0.95}", "set: momentum"), "mine.yaml:6: set must be 'key: value' lines"),
+        (("seeds: 3", "baseline: adam"), "baseline = 'adam': must be one of the variants sgd, sparse"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_mistakes_in_a_study_file(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    assert change[0] in GOOD
+    with pytest.raises(UserError) as caught:
+        load_study(written(tmp_path, GOOD.replace(*change)))
+    assert words in str(caught.value) and "mine.yaml" in str(caught.value)
+
+
+def test_the_key_changes_with_whatever_changes_a_number(tiny_study: Study) -> None:
+    variant = tiny_study.variants[0]
+    key = cell_of(tiny_study, variant, 0.1, 0, "test").key
+    assert key.startswith("sp_lr0.1_seed0_test_")
+    moved = dataclasses.replace(tiny_study, options={**tiny_study.options, "root": "/elsewhere"})
+    assert cell_of(moved, variant, 0.1, 0, "test").key == key
+    longer = dataclasses.replace(tiny_study, options={**tiny_study.options, "epochs": 3})
+    heavier = dataclasses.replace(tiny_study, overrides={"momentum": 0.95})
+    sparse = dataclasses.replace(variant, overrides={"sp_every": 3})
+    others = {
+        cell_of(longer, variant, 0.1, 0, "test").key,
+        cell_of(heavier, variant, 0.1, 0, "test").key,
+        cell_of(tiny_study, sparse, 0.1, 0, "test").key,
+        cell_of(tiny_study, variant, 0.2, 0, "test").key,
+        cell_of(tiny_study, variant, 0.1, 1, "test").key,
+        cell_of(tiny_study, variant, 0.1, 0, "val").key,
+    }
+    assert len(others) == 6 and key not in others
+
+
+def test_quick_thins_grids_and_shrinks_runs(tiny_study: Study) -> None:
+    grids = {5: (1, 3, 5), 6: (1, 3, 5), 7: (1, 4, 7), 3: (1, 2, 3), 2: (1, 2), 4: (1, 2, 3)}
+    for count, kept in grids.items():
+        variant = Variant("sgd", "sgd", tuple(map(float, range(1, count + 1))), {})
+        study = make_study("s", task="classify", options={"epochs": 9}, variants=[variant], seeds=2)
+        assert quick(study).variants[0].grid == kept
+    small = quick(tiny_study)
+    assert small.options["samples"] == 60 and small.options["epochs"] == 2 and small.seeds == 2
+    detect = make_study("d", task="detect", options={"epochs": 30}, variants=[Variant("sp", "sp", (0.1,), {})])
+    assert quick(detect).options == {"epochs": 2, "samples": 24, "img_size": 96}
