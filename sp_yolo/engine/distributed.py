@@ -62,8 +62,7 @@ def share(model: nn.Module, world: World, device: torch.device, *, sync_bn: bool
     if sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
-    # Training never reads the running statistics: to exchange them each step is not needed, ``copy_from_main`` does it.
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def copy_from_main(model: nn.Module, world: World) -> None:

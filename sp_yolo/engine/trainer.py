@@ -350,7 +350,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------------ end
     def _finish(self, started: float) -> dict[str, Any]:
-        """Measure the best weights again from their file, draw, write the summary."""
+        """Measure the best weights again from their file, draw, write the summary. Collective, as _close_epoch."""
         progress, path = self.state.progress, self.run.path
         if self._out_of_patience():
             waited = progress.epochs_without_gain
@@ -360,9 +360,12 @@ class Trainer:
             load_weights(self.state.ema.module, best_path)
         outcome = self._validate(draw=True)
         if outcome is None:
-            self.say(f"\nstopped by signal {self.interrupt.signal}; the rest is done by: --resume {path}")
-            raise SystemExit(128 + self.interrupt.signal)
+            signal = largest(self.interrupt.signal, self.world)
+            self.say(f"\nstopped by signal {signal}; the rest is done by: --resume {path}")
+            raise SystemExit(128 + signal)
         best = outcome[0]
+        if not self.world.main:
+            return {}
         self.say("\n" + per_class_table(best))
         self.say("\n" + best.summary_text)
         seconds = time.perf_counter() - started
