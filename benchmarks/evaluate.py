@@ -48,6 +48,7 @@ def main() -> None:
         stride=32,
         single_class=False,
         workers=0,
+        device=compute.device,
     )
     shares: list[dict[str, float]] = []
     for round_number in range(options.rounds + 1):

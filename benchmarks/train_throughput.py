@@ -1,21 +1,22 @@
 """Training speed and memory of whole training processes, alone or interleaved with the original YOLOv7.
 
-    python benchmarks/train_throughput.py                                  # yolov7-tiny 320 px, batch 16: shares of a step
+    python benchmarks/train_throughput.py      # yolov7-tiny 320 px, batch 16: shares of a step
     python benchmarks/train_throughput.py --original PYTHON --models yolov7-tiny:320:16 yolov7:320:8 --rounds 3
 
-``--original`` is an interpreter that can import the package ``yolov7`` of PyPI's yolov7detect, or the folder of a checkout
-(run by this interpreter). It is run as it is, in a process of its own with sp_yolo.plugins' compatibility patches, by its
-own train.py with its own SGD. Both get the same images, labels, batch size, recipe and number of threads, and take
-turns: ours, original, ours, original. A step lasts from the end of one backward pass to the end of the next, in both
-taken by the same hook on torch.Tensor.backward; the first ``--warmup`` steps are dropped, and after ``--steps`` more the
-process is ended. Printed per model: images/s (median over the rounds of each round's mean, and its range), the ratio of
-each round, ms per step by stage of ours, and peak memory: the training process's peak RSS plus the private memory of
-its loader processes.
+``--original`` is an interpreter that can import the package ``yolov7`` of PyPI's yolov7detect, or the folder of a
+checkout (run by this interpreter). Its own train.py is run with its own SGD and sp_yolo.plugins' compatibility patches.
+Both get the same images, labels, batch size, recipe and number of threads, and take turns: ours, original, ours,
+original. A step lasts from the end of one backward pass to the end of the next, in both taken by the same hook on
+torch.Tensor.backward; the first ``--warmup`` steps are dropped, and after ``--steps`` more the process is ended.
+Printed per model: images/s (median over the rounds of each round's mean, and its range), the ratio of each round, ms
+per step by stage of ours, and peak memory: the training process's peak RSS plus the private memory of its loader
+processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -171,8 +172,11 @@ def _private_bytes(process: int) -> int:
 
 
 def write_data(folder: Path, source: str, images: int) -> list[str]:
-    """Both trainers' dataset YAML: ``images`` training images in YOLO layout (each shown under several names where there
-    are fewer, so that an epoch is longer than the measurement) and a few to validate on. Returns the class names."""
+    """Both trainers' dataset YAML: ``images`` training images in YOLO layout, and a few to validate on.
+
+    Where there are fewer, an image has several names, so that an epoch is longer than the measurement. Returns the
+    names of the classes.
+    """
     from sp_yolo.config import load_dataset_config
     from sp_yolo.data import DetectionDataset, ensure_toy_dataset
 
@@ -236,7 +240,7 @@ def measure(who: str, setting: dict[str, Any], folder: Path, options: argparse.N
     count = len(ends) - 1
     seconds = {stage: (stages[-1][stage] - stages[0][stage]) / count for stage in STAGES}
     step = (ends[-1] - ends[0]) / count
-    slowest = max(after - before for before, after in zip(ends, ends[1:], strict=False))
+    slowest = max(after - before for before, after in itertools.pairwise(ends))
     return {
         "rate": setting["batch"] / step,
         "step": step,

@@ -11,7 +11,6 @@ import torch
 
 from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
-from sp_yolo.engine.distributed import World
 from sp_yolo.engine.pictures import RunPictures
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
@@ -61,7 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     asked = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
     size = -(-asked // stride) * stride
     split = "val" if arguments.task == "speed" else arguments.task
-    workers = build.loader_processes(arguments.workers, arguments.batch_size, compute.device, World())
     data_set, loader, evaluator = build.build_val_data(
         dataset,
         split,
@@ -69,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         stride=stride,
         single_class=single,
-        workers=workers,
+        workers=arguments.workers,
+        device=compute.device,
     )
     if data_set.warnings:
         print(build.warnings_of(data_set))

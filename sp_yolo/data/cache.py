@@ -35,19 +35,20 @@ def free_memory() -> int:
 class MemoryCache:
     """The first images of a dataset that fit into ``budget`` bytes, loaded at once by threads; the others on demand.
 
-    ``load(index)`` makes the image; ``sizes`` are the bytes of each. ``note`` says in one line what was kept.
+    ``load(index)`` makes the image; ``sizes`` are the bytes of each. ``note`` says in one line what was kept,
+    ``complete`` whether that is all.
     """
 
-    def __init__(self, load: Load, sizes: Sequence[int], budget: int | None = None) -> None:
-        budget = int(free_memory() * MEMORY_SHARE) if budget is None else budget
+    def __init__(self, load: Load, sizes: Sequence[int], budget: int) -> None:
         total = np.cumsum(np.asarray(sizes, np.int64))
         count = int(np.searchsorted(total, budget, side="right"))
         self._load = load
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             self._images = list(pool.map(load, range(count)))
         need = int(total[-1]) if len(total) else 0
+        self.complete = count == len(sizes)
         self.note = f"{count} images cached in memory ({need / _GIB:.2f} GiB)"
-        if count < len(sizes):
+        if not self.complete:
             self.note = (
                 f"images need {need / _GIB:.2f} GiB, {budget / _GIB:.2f} GiB of memory may be used: "
                 f"{count} of {len(sizes)} cached"

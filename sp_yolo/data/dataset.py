@@ -14,7 +14,7 @@ from sp_yolo.boxes import cxcywh_to_xyxy, letterbox, xyxy_to_cxcywh
 from sp_yolo.config import DatasetConfig
 from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
-from sp_yolo.data.cache import AUTO_SHARE, DiskCache, MemoryCache, free_memory
+from sp_yolo.data.cache import AUTO_SHARE, MEMORY_SHARE, DiskCache, MemoryCache, free_memory
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
 from sp_yolo.data.labels import CROWD
@@ -46,12 +46,13 @@ class DetectionDataset:
 
     ``image_size`` px is the longer side of an image. ``rect`` groups images of similar shape into batches of
     ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides): spec data §5.6. ``cache_images``:
-    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk". ``hyp``: the
-    augmentation's hyperparameters, needed with ``augment``.
+    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk"; ``processes`` on
+    this machine keep images of their own. ``hyp``: the augmentation's hyperparameters, needed with ``augment``.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``counts``: what was found and dropped;
-    ``batch_indices``: the groups of a rect dataset, else None; ``cache_note``: what was cached, in one line.
+    ``batch_indices``: the groups of a rect dataset, else None; ``cache_note``: what was cached, in one line;
+    ``in_memory``: whether every image is.
 
     Raises:
         UserError: see ``index.scan``; later, an image that has become unreadable.
@@ -73,6 +74,7 @@ class DetectionDataset:
         single_class: bool = False,
         cache_images: bool | str = False,
         compat: bool = False,
+        processes: int = 1,
     ) -> None:
         if augment and hyp is None:
             raise ValueError("augment=True needs hyp")
@@ -90,9 +92,9 @@ class DetectionDataset:
         self.shapes_wh = np.array([entry.size_wh for entry in self._entries], np.int64)
         self._has_segments = any(entry.segments is not None for entry in self._entries)
         self._read: Callable[[int], np.ndarray] = self._read_resized
-        self.cache_note = ""
+        self.cache_note, self.in_memory = "", False
         if cache_images:
-            self._use_cache(config, cache_images)
+            self._use_cache(config, cache_images, processes)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -163,7 +165,7 @@ class DetectionDataset:
             for position in batch:
                 self._input_hw[position] = (int(height), int(width))
 
-    def _use_cache(self, config: DatasetConfig, kind: bool | str) -> None:
+    def _use_cache(self, config: DatasetConfig, kind: bool | str, processes: int) -> None:
         scaled = [self._resized_wh(entry.size_wh) for entry in self._entries]
         sizes = [3 * width * height for width, height in scaled]
         cache: MemoryCache | DiskCache
@@ -171,10 +173,11 @@ class DetectionDataset:
             paths = [entry.path for entry in self._entries]
             variant = f"{self.image_size}|{self.augment}"
             cache = DiskCache(self._read_resized, paths, sizes, config.root / ".image_cache", variant)
-        elif kind == "auto" and sum(sizes) > AUTO_SHARE * free_memory():
+        elif kind == "auto" and sum(sizes) > AUTO_SHARE * free_memory() / processes:
             return
         else:
-            cache = MemoryCache(self._read_resized, sizes)
+            cache = MemoryCache(self._read_resized, sizes, int(MEMORY_SHARE * free_memory() / processes))
+            self.in_memory = cache.complete
         self._read, self.cache_note = cache, cache.note
 
     # ---------------------------------------------------------------------------------------------------- one image

@@ -123,11 +123,17 @@ def warnings_of(data: DetectionDataset) -> str:
     )
 
 
-def loader_processes(asked: int, batch_size: int, device: torch.device, world: World) -> int:
-    """Loader processes: on a CPU they would fight the training threads, so one at most; on a GPU as asked."""
+def loader_processes(asked: int, batch_size: int, device: torch.device, world: World, in_memory: bool) -> int:
+    """Loader processes, of those ``asked`` for: on a GPU as many as its share of this machine's cores and of a batch.
+
+    On a CPU they fight the training threads: one at most, and none where the threads fill both cores of two and the
+    images are ``in_memory``: then making a batch costs less than being disturbed by it (docs/speed.md).
+    """
+    cores = os.cpu_count() or 1
     if device.type == "cpu":
-        return min(asked, 1)
-    return min((os.cpu_count() or 1) // world.size, batch_size, asked)
+        crowded = cores <= 2 and torch.get_num_threads() >= cores
+        return 0 if in_memory and crowded else min(asked, 1)
+    return min(max(cores // world.local_size, 1), batch_size, asked)
 
 
 def total_batch(config: Config, images: int, world: World) -> int:
@@ -161,13 +167,14 @@ def build_train_data(
         single_class=config.single_cls,
         cache_images=CACHES[config.cache_images],
         compat=config.compat,
+        processes=world.local_size,
     )
     loader = build_loader(
         data,
         batch_size=total_batch(config, len(data), world) // world.size,
         shuffle=not (config.rect or config.compat),
         seed=config.seed,
-        workers=loader_processes(config.workers, config.batch_size, device, world),
+        workers=loader_processes(config.workers, per_process, device, world, data.in_memory),
         rank=world.rank,
         world_size=world.size,
         pin_memory=device.type == "cuda",
@@ -185,11 +192,13 @@ def build_val_data(
     stride: int,
     single_class: bool,
     workers: int,
-    world: World = World(),  # noqa: B008 (frozen)
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable, as World)
+    world: World = World(),  # noqa: B008
 ) -> tuple[DetectionDataset, Any, CocoEvaluator]:
     """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding.
 
     ``batch_size``: images over all processes of ``world``; the loader gives this one's share of each batch.
+    ``workers``: loader processes asked for, see :func:`loader_processes`.
     """
     data = DetectionDataset(
         dataset,
@@ -201,13 +210,15 @@ def build_val_data(
         pad=0.5,
         single_class=single_class,
         cache_images="auto",
+        processes=world.local_size,
     )
+    per_process = max(batch_size // world.size, 1)
     loader = build_loader(
         data,
-        batch_size=max(batch_size // world.size, 1),
+        batch_size=per_process,
         shuffle=False,
         seed=0,
-        workers=workers,
+        workers=loader_processes(workers, per_process, device, world, data.in_memory),
         rank=world.rank,
         world_size=world.size,
     )

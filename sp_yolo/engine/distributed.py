@@ -20,11 +20,12 @@ LONGEST_WAIT = timedelta(hours=4)
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: ``rank`` over all nodes, ``local_rank`` on this node, ``size`` processes."""
+    """This process among all: ``rank`` of ``size`` over all nodes, ``local_rank`` of ``local_size`` on this node."""
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    local_size: int = 1
 
     @property
     def main(self) -> bool:
@@ -35,13 +36,14 @@ def join_world() -> World:
     """Read torchrun's environment and connect the processes if there are several: nccl between GPUs, else gloo.
 
     Raises:
-        UserError: RANK, LOCAL_RANK or WORLD_SIZE is not a number.
+        UserError: RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE is not a number.
     """
     try:
         size = int(os.environ.get("WORLD_SIZE", "1"))
-        world = World(int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0")), size)
+        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+        world = World(rank, local_rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except ValueError as error:
-        raise UserError(f"environment RANK, LOCAL_RANK, WORLD_SIZE: {error}") from None
+        raise UserError(f"environment RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE: {error}") from None
     if size == 1:
         return World()
     if not dist.is_initialized():

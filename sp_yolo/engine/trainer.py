@@ -134,7 +134,8 @@ class Trainer:
             batch_size=2 * config.batch_size,
             stride=self.stride,
             single_class=config.single_cls,
-            workers=build.loader_processes(config.workers, config.batch_size, device, self.world),
+            workers=config.workers,
+            device=device,
             world=self.world,
         )
         self.say(build.warnings_of(self.val_data))
@@ -231,6 +232,8 @@ class Trainer:
                     self._close_epoch(epoch, self._train_epoch(epoch))
                 return self._finish(started)
         finally:
+            self.loader.close()
+            self.val_loader.close()
             leave_world(self.world)
 
     def _is_over(self) -> bool:
@@ -319,7 +322,8 @@ class Trainer:
         progress = self.state.progress
         self.step.watch.drain()
         means = average(self.state.losses.mean(), self.world).tolist()
-        result, val_losses = None, (0.0, 0.0, 0.0)
+        result: EvalResult | None = None
+        val_losses: tuple[float, ...] = (0.0, 0.0, 0.0)
         if epoch + 1 == self.config.epochs or not self.config.notest:
             outcome = self._validate(draw=False)
             if outcome is None:
