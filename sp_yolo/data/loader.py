@@ -15,9 +15,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
+from sp_yolo.data.images import NO_MEMORY
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 
 _PREFETCH = 2  # batches each worker works ahead
+_GRACE = 30  # seconds that a worker goes on after SIGTERM, for the step that the main process finishes
 _QUAD_KEY, _ORDER_KEY = 2**32 - 1, 2**32 - 2  # keep these draws apart from those of the items
 
 
@@ -85,7 +87,7 @@ class _BatchSource(Dataset[Batch]):
             except SPYoloError as error:
                 return error
             except (MemoryError, cv2.error) as error:
-                if isinstance(error, cv2.error) and error.code != cv2.Error.STS_NO_MEM:
+                if isinstance(error, cv2.error) and error.code != NO_MEMORY:
                     raise
                 return EnvironmentFault(f"{self._dataset.path(key.image)}: not enough memory to load it")
         if not self._quad:
@@ -173,6 +175,12 @@ class Loader:
             raise EnvironmentFault(
                 f"a data worker process died ({reason}): often memory or /dev/shm is full, try fewer --workers"
             ) from None
+
+    def close(self) -> None:
+        """End the workers now: a process that exits with an error in flight would wait for them."""
+        iterator = self._torch_loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def _order(self, epoch: int, image_weights: np.ndarray | None) -> list[list[_Key]]:
         """The keys of this rank's batches. Global batch k is the same for any number of ranks that share it."""
@@ -277,8 +285,9 @@ def _unchanged(batch: Any) -> Any:
 def _leave_signals_to_the_main_process(_: int) -> None:
     """Ctrl-C and a batch system's SIGTERM reach every process; the main one needs its workers to finish the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
+    signal.signal(signal.SIGTERM, _end_later)
 
 
-def _ignore_once(*_: object) -> None:
+def _end_later(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's own way to end a worker that hangs
+    signal.alarm(_GRACE)
