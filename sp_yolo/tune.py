@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sp_yolo.classify.settings import check_hyperparameter
 from sp_yolo.config import HYP_RULES, load_config
 from sp_yolo.errors import UserError
 from sp_yolo.evolve import train_once
@@ -48,14 +49,9 @@ def make_objective(space: Space, **options: Any) -> Callable[[Any], float]:
 
 
 def _check(key: str, bounds: Any) -> None:
-    if key not in HYP_RULES:
-        raise UserError(f"space: unknown hyperparameter {key!r}")
     if len(bounds) not in (2, 3) or bounds[2:] not in ((), ("log",)) or not bounds[0] < bounds[1]:
         raise UserError(f"space: {key}: expected (low, high) or (low, high, 'log'), not {bounds!r}")
     for value in bounds[:2]:
-        try:
-            HYP_RULES[key].check(value)
-        except ValueError as error:
-            raise UserError(f"space: {key} = {value!r}: {error}") from None
+        check_hyperparameter(key, value, HYP_RULES, "a detector")
     if HYP_RULES[key].whole:
         raise UserError(f"space: {key}: only numbers that need not be whole are searched")

@@ -56,7 +56,7 @@ def test_a_trial_becomes_a_run(runs: list[Config]) -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"lr": (0.1, 0.2)}, "unknown hyperparameter 'lr'"),
+        ({"lr": (0.1, 0.2)}, "'lr' is no hyperparameter of a detector"),
         ({"lr0": (0.2, 0.1)}, "lr0: expected"),
         ({"lr0": (0.1, 0.2, "linear")}, "lr0: expected"),
         ({"momentum": (0.9, 1.5)}, "momentum = 1.5: must lie in"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,19 +79,20 @@ def load_classify_config(**options: Any) -> ClassifyConfig:
     for good, flag, value, rule in rules:
         if not good:
             raise UserError(f"{flag} {value}: {rule}")
-    checked = {key: _checked(key, value) for key, value in config.overrides.items()}
+    checked = {key: check_hyperparameter(key, value) for key, value in config.overrides.items()}
     return dataclasses.replace(config, overrides=checked)
 
 
-def _checked(key: str, value: Any) -> Any:
-    if key not in KEYS:
-        raise UserError(f"--set: {key!r} is no hyperparameter of classification{_hint(key, KEYS)}")
+def check_hyperparameter(key: str, value: Any, known: Iterable[str] = KEYS, what: str = "classification") -> Any:
+    """``value`` as the type that ``key`` has; raises UserError unless it is one of ``known`` and within its rule."""
+    if key not in known:
+        raise UserError(f"{key!r} is no hyperparameter of {what}{_hint(key, known)}")
     try:
         return HYP_RULES[key].check(value)
     except ValueError as error:
-        raise UserError(f"--set: {key} = {value!r}: {error}") from None
+        raise UserError(f"{key} = {value!r}: {error}") from None
 
 
-def _hint(word: str, known: Any) -> str:
+def _hint(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

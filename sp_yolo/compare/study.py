@@ -13,8 +13,9 @@ from typing import Any
 
 from sp_yolo.classify import OPTIMIZERS as CLASSIFY_OPTIMIZERS
 from sp_yolo.classify import load_classify_config
+from sp_yolo.classify.settings import check_hyperparameter
+from sp_yolo.config import HYP_RULES, find_file, load_config, read_yaml
 from sp_yolo.config import OPTIMIZERS as DETECT_OPTIMIZERS
-from sp_yolo.config import find_file, load_config, read_yaml
 from sp_yolo.errors import UserError
 
 TASKS = ("classify", "detect")
@@ -182,6 +183,9 @@ def _check_runnable(cell: Cell) -> None:
         if cell.optimizer not in DETECT_OPTIMIZERS:
             raise UserError(f"optimizer {cell.optimizer!r}: must be one of {', '.join(DETECT_OPTIMIZERS)}")
         load_config(**{key: value for key, value in cell.options.items() if key != "samples"})
+        for key, value in cell.overrides.items():
+            if key != "root":
+                check_hyperparameter(key, value, HYP_RULES, "a detector")
 
 
 def cell_of(study: Study, variant: Variant, lr0: float, seed: int, measure: str) -> Cell:

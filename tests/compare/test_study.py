@@ -82,6 +82,22 @@ def test_mistakes_in_a_study_file(tmp_path: Path, change: tuple[str, str], words
     assert words in str(caught.value) and "mine.yaml" in str(caught.value)
 
 
+def test_mistakes_in_a_detection_study() -> None:
+    def made(options: dict, overrides: dict) -> None:
+        variants = [Variant("sp", "sp", (0.1,), overrides)]
+        make_study("d", task="detect", options=options, variants=variants)
+
+    made({"data": "data/bccd.yaml", "samples": 50}, {"sp_mode": "paper", "root": "/data"})
+    for options, overrides, words in (
+        ({"epoch": 3}, {}, "unknown option 'epoch'"),
+        ({}, {"mosiac": 1.0}, "'mosiac' is no hyperparameter of a detector (did you mean 'mosaic'?)"),
+        ({}, {"sp_mode": "fast"}, "sp_mode = 'fast': must be 'robust' or 'paper'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            made(options, overrides)
+        assert words in str(caught.value)
+
+
 def test_the_key_changes_with_whatever_changes_a_number(tiny_study: Study) -> None:
     variant = tiny_study.variants[0]
     key = cell_of(tiny_study, variant, 0.1, 0, "test").key
