@@ -47,10 +47,27 @@ class DatasetConfig:
         return found
 
 
+def _path(text: str, where: str) -> Path:
+    """``text`` as a path, ``~`` expanded.
+
+    Raises:
+        UserError: the system takes it for no path, or may not look at it.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{where}: {repr(text)[:80]} cannot be used as a path: {reason}") from None
+    return path
+
+
 def _dataset_names(source: YamlDict) -> tuple[str, ...]:
     names = source.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise UserError(f"{source.where('names')}: names must be numbered 0..{len(names) - 1} without gaps")
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
@@ -72,12 +89,14 @@ def _dataset_root(source: YamlDict, override: str | None) -> Path:
     variable = f"{source.path.stem.upper().replace('-', '_')}_ROOT"
     given = override or os.environ.get(variable)
     if given:
-        root, where = Path(given).expanduser(), "--set root" if override else f"environment {variable}"
+        where = "--set root" if override else f"environment {variable}"
+        root = _path(given, where)
     else:
         text = source.get("root", source.get("path", "."))
         if not isinstance(text, str):
             raise UserError(f"{source.where('root')}: root must be a path, not {text!r}")
-        root, where = Path(text).expanduser(), source.where("root" if "root" in source else "path")
+        where = source.where("root" if "root" in source else "path")
+        root = _path(text, where)
         if not root.is_absolute() and not root.exists():
             # The original reads paths from the working directory; a checkout elsewhere is the second guess.
             beside = [base / root for base in (CHECKOUT, source.path.resolve().parent)]
@@ -96,7 +115,7 @@ def _split_entries(source: YamlDict, split: str, root: Path, voc: bool) -> tuple
     for entry in entries:
         if not isinstance(entry, str) or not entry:
             raise UserError(f"{source.where(split)}: {split} must be a path or a list of paths, not {entry!r}")
-        path = root / Path(entry).expanduser()
+        path = root / _path(entry, source.where(split))
         if not voc and not path.exists() and "generate" not in source:
             raise UserError(f"{source.where(split)}: {split}: no such file or folder: {path}")
         resolved.append(entry if voc else str(path))
@@ -130,7 +149,7 @@ def load_dataset_config(path: str | os.PathLike[str], root: str | None = None) -
         raise UserError(f"{source.where('images')}: images must be a folder or a mapping of splits to folders")
     folders = {}
     for split, folder in images.items():
-        folders[split] = base / Path(str(folder)).expanduser()
+        folders[split] = base / _path(str(folder), source.where("images"))
         if not folders[split].is_dir() and "generate" not in source and source.get(split):
             raise UserError(f"{source.where('images')}: images: no such folder: {folders[split]}")
     splits = {split: _split_entries(source, split, base, kind == "voc") for split in SPLITS}

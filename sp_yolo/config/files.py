@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -136,8 +137,9 @@ def find_file(name: str | os.PathLike[str], folder: str) -> Path:
     shelves = [Path.cwd() / folder, CHECKOUT / folder, INSTALLED / folder]
     candidates = [given, CHECKOUT / given, *(shelf / given.name for shelf in shelves)]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError):  # such as a name too long for the file system
+            if candidate.is_file():
+                return candidate
     known = sorted({file.name for shelf in shelves if shelf.is_dir() for file in shelf.glob("*.yaml")})
     near = difflib.get_close_matches(given.name, known, n=3) or known
     raise UserError(f"{given}: no such file (known in {folder}/: {', '.join(near)})")

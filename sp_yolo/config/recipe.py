@@ -33,13 +33,15 @@ class Rule:
         if not number_allowed:
             raise ValueError(f"must be {text}")
         kind = "a whole number" if self.whole else "a number"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"must be {kind}{' or ' + text if text else ''}")
-        if not math.isfinite(value) or (self.whole and value != int(value)):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not abs(value) < math.inf or (self.whole and value != int(value)):
             raise ValueError(f"must be {kind}{' or ' + text if text else ''}")
         if not self.low <= value <= self.high:
             raise ValueError(f"must lie in [{self.low:g}, {self.high:g}]")
-        return int(value) if self.whole else float(value)
+        try:
+            return int(value) if self.whole else float(value)
+        except OverflowError:
+            raise ValueError("is too large for a number") from None
 
 
 _AUTO = ("auto",)
@@ -102,11 +104,11 @@ def _check_hyp(key: str, value: Any, where: str) -> Any:
     if key not in HYP_RULES:
         near = difflib.get_close_matches(str(key), HYP_RULES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"{where}: unknown hyperparameter {key!r}{hint}")
+        raise UserError(f"{where}: unknown hyperparameter {repr(key)[:80]}{hint}")
     try:
         return HYP_RULES[key].check(value)
     except ValueError as error:
-        raise UserError(f"{where}: {key} = {value!r}: {error}") from None
+        raise UserError(f"{where}: {key} = {repr(value)[:80]}: {error}") from None
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

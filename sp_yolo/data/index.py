@@ -153,16 +153,14 @@ def _listed_path(line: str, where: str, folder: Path, root: Path) -> str:
     Raises:
         UserError: it leads out of both.
     """
-    if line.startswith("./"):
-        path = str(folder / line[2:])
-    else:
-        path = line if os.path.exists(line) else os.path.join(root, line)
+    base = folder if line.startswith("./") else "" if os.path.exists(line) else root
+    path = os.path.abspath(os.path.join(base, line))  # whole, so that its label is found beside ``images``
     if ".." in Path(line).parts and not os.path.isabs(line):
-        end = Path(os.path.abspath(path))
-        if not any(end.is_relative_to(os.path.abspath(home)) for home in (root, folder)):
+        homes = (os.path.abspath(root), os.path.abspath(folder))
+        if not any(Path(path).is_relative_to(home) for home in homes):
             raise UserError(
-                f"{where}: {shorten(line)} leads out of the dataset root {root} and of the folder of the list: write an "
-                "absolute path, or set root:"
+                f"{where}: {shorten(line)} leads out of the dataset root {root} and of the list's folder: "
+                "write an absolute path, or set root:"
             )
     return path
 

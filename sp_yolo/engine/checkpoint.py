@@ -38,7 +38,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep_previous: bool 
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides what the disk said
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).splitlines()[0]
         raise StorageError(
             f"{path}: checkpoint could not be written ({reason}); the previous file is untouched"
         ) from None

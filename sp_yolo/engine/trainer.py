@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from sp_yolo.config import Config
 from sp_yolo.engine import build
+from sp_yolo.engine.assembly import open_training_data, open_validation_data, start_training
 from sp_yolo.engine.autoanchor import check_anchors
 from sp_yolo.engine.checkpoint import LAST, remove_leftovers, save_checkpoint
 from sp_yolo.engine.device import select_compute
@@ -26,24 +26,18 @@ from sp_yolo.engine.distributed import (
     join_world,
     largest,
     leave_world,
-    share,
 )
-from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.faults import explained
 from sp_yolo.engine.inputs import image_weights
 from sp_yolo.engine.interrupt import Interrupt
-from sp_yolo.engine.optimizer import build_optimizer
 from sp_yolo.engine.pictures import RunPictures
-from sp_yolo.engine.progress import Progress, RunningLoss
+from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.rundir import RunDir, reopen
-from sp_yolo.engine.schedule import fit_to_run, make_schedule
-from sp_yolo.engine.state import RunState
 from sp_yolo.engine.step import TrainStep
 from sp_yolo.engine.summary import epoch_record, run_report, run_summary
 from sp_yolo.engine.validate import IOU_THRES, validate
 from sp_yolo.errors import UserError
 from sp_yolo.eval import EvalResult, per_class_table
-from sp_yolo.losses import DetectionLoss
 from sp_yolo.models import load_weights
 
 TRAIN_HEADER = ("\n" + "%10s" * 8) % ("Epoch", "gpu_mem", "box", "obj", "cls", "total", "labels", "img_size")
@@ -80,8 +74,18 @@ class Trainer:
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
         self._round_sizes()
         with explained(self.config.batch_size, self.config.img_size[0], self.world.size):
-            self._build_data(check=not resumed)
-            self._build_training()
+            place = (self.stride, self.compute.device, self.world, self.say)
+            self.train_data, self.loader, self.batch_size = open_training_data(
+                self.config, self.dataset, self.hyp, *place
+            )
+            self.val_data, self.val_loader, self.evaluator = open_validation_data(self.config, self.dataset, *place)
+            if not resumed and not config.noautoanchor:
+                labels, shapes = self.train_data.labels, self.train_data.shapes_wh
+                self.say(check_anchors(labels, shapes, self.model, self.config.img_size[0], self.hyp["anchor_t"]))
+            self.schedule, self.state, self.loss, self.val_loss, self.network = start_training(
+                *(self.config, self.hyp, self.model, self.loader, self.batch_size, self.compute, self.world, self.say)
+            )
+            self.say(f"recipe {self.hyp_path}; {self.compute.words}; seed {config.seed}")
             if resumed:
                 self._go_on(resumed)
             else:
@@ -112,76 +116,6 @@ class Trainer:
         run.write_yaml("opt.yaml", self.config.as_dict())
         run.write_yaml("hyp.yaml", self.hyp)
         return run
-
-    def _build_data(self, check: bool) -> None:
-        config, device = self.config, self.compute.device
-        self.train_data, self.loader = build.build_train_data(
-            config, self.dataset, self.hyp, self.stride, device, self.world
-        )
-        self.say(build.warnings_of(self.train_data))
-        self.say(self.train_data.cache_note)
-        self.batch_size = build.total_batch(config, len(self.train_data), self.world)
-        if self.batch_size < config.batch_size:
-            self.say(f"--batch-size {config.batch_size} lowered to the {self.batch_size} training images there are")
-        if config.rect and config.image_weights:
-            self.say("--image-weights draws images singly: --rect is not followed")
-        if not self.dataset.val:
-            self.say(f"{self.dataset.path}: no 'val' split is given, validating on the training images")
-        self.val_data, self.val_loader, self.evaluator = build.build_val_data(
-            self.dataset,
-            "val" if self.dataset.val else "train",
-            image_size=config.img_size[1],
-            batch_size=2 * config.batch_size,
-            stride=self.stride,
-            single_class=config.single_cls,
-            workers=config.workers,
-            device=device,
-            world=self.world,
-        )
-        self.say(build.warnings_of(self.val_data))
-        if check and not config.noautoanchor:
-            labels, shapes = self.train_data.labels, self.train_data.shapes_wh
-            self.say(check_anchors(labels, shapes, self.model, config.img_size[0], self.hyp["anchor_t"]))
-
-    def _build_training(self) -> None:
-        config, hyp, device = self.config, self.hyp, self.compute.device
-        if config.compat:
-            self.model.half().float()  # as the original (specification, training §4.1)
-        self.model.to(device).to(memory_format=torch.channels_last)
-        run = {"epochs": config.epochs, "batches_per_epoch": self.loader.batches_per_epoch}
-        run["batch_size"] = self.batch_size
-        length = fit_to_run(hyp, **run, compat=config.compat)
-        self.schedule = make_schedule(hyp, length, **run, linear=config.linear_lr, compat=config.compat)
-        optimizer = build_optimizer(
-            config.optimizer, self.model, hyp, weight_decay=length.weight_decay, total_steps=self.schedule.updates()
-        )
-        assigner = "ota" if hyp["loss_ota"] else "anchor"
-        together = self.world.size > 1 and not config.compat  # the original divides by each process's own matches
-        self.loss = DetectionLoss(
-            *(self.model, hyp, config.img_size[0], assigner),
-            compat=config.compat,
-            average=functools.partial(average, world=self.world) if together else None,
-        )
-        self.val_loss = DetectionLoss(self.model, hyp, config.img_size[0], "anchor", compat=config.compat)
-        progress = Progress()
-        self.state = RunState(
-            self.model,
-            ModelEma(self.model, length.ema_decay, length.ema_ramp),
-            optimizer,
-            torch.amp.GradScaler(device.type, enabled=self.compute.amp is torch.float16),
-            self.loader.batches_per_epoch,
-            progress,
-            RunningLoss(device, progress),
-        )
-        if config.sync_bn and (self.world.size == 1 or device.type != "cuda"):
-            self.say("--sync-bn: needs several GPUs, not followed")
-        self.network = share(self.model, self.world, device, sync_bn=config.sync_bn)
-        if config.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
-        sizes = ", ".join(f"{len(group['params'])} {group['name']}" for group in optimizer.param_groups)
-        self.say(f"Optimizer groups: {sizes} ({type(optimizer).__name__}, lr0 {hyp['lr0']:g}, {self.hyp_path})")
-        self.say(length.words)
-        self.say(f"{self.compute.words}; seed {config.seed}")
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
     def save(self, name: str = LAST) -> None:

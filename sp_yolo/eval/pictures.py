@@ -115,7 +115,7 @@ def draw_worst(
     layers: Callable[[int], list[Layer]],
     path: str | Path,
 ) -> None:
-    """Write images side by side, each 480 px wide, with boxes in original pixels.
+    """Write images side by side, each 480 px on its longer side, with boxes in original pixels.
 
     Args:
         read_image: image id -> uint8 [H, W, 3] RGB.
@@ -124,8 +124,10 @@ def draw_worst(
     tiles = []
     for image_id in image_ids:
         image = read_image(image_id)
-        scale = 480 / image.shape[1]
-        tile = cv2.resize(image, (480, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
+        height, width = image.shape[:2]
+        scale = 480 / max(height, width)
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         for box, color, text in layers(image_id):
             draw_box(tile, box * scale, color, text)
         _write(tile, f"image {image_id}", (4, 14), (220, 220, 220))
@@ -138,5 +140,6 @@ def draw_worst(
     canvas = np.full((sum(heights), columns * 480, 3), 255, np.uint8)
     for line, top in zip(lines, np.cumsum([0, *heights[:-1]]), strict=True):
         for column, tile in enumerate(line):
-            canvas[top : top + tile.shape[0], column * 480 : (column + 1) * 480] = tile
+            left = column * 480
+            canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     write_picture(canvas, path)

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_builders import coco_document, voc_object
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sp_yolo.data.labels import CROWD, LabelFile, read_yolo
 from sp_yolo.data.labels_coco import coco_labels, read_coco
@@ -257,101 +254,3 @@ def test_coco_malformed_file_is_one_line(tmp_path: Path, document: object, messa
     with pytest.raises(UserError, match=message) as caught:
         read_coco(_coco(tmp_path, document), ["a", "b"])
     assert "\n" not in str(caught.value) and "x.json" in str(caught.value)
-
-
-# -------------------------------------------------------------------------------------------- fuzz: only our own errors
-def _check(found: LabelFile) -> None:
-    assert found.labels.dtype == np.float32 and found.labels.shape[1:] == (5,)
-    assert np.isfinite(found.labels).all() and (found.labels >= 0).all()
-    assert (found.labels[:, 1:] <= 1).all() and set(found.labels[:, 0].tolist()) <= {0.0, 1.0, 2.0}
-    if found.segments is not None:
-        assert len(found.segments) == len(found.labels)
-    if found.truth is not None:
-        assert np.isfinite(found.truth).all() and (found.truth[:, 3:6] > 0).all()
-    assert "\n" not in str(found.problems)
-
-
-EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")), deadline=None)
-NUMBERS = st.one_of(
-    st.floats(0, 1).map(str),
-    st.integers(-1, 4).map(str),
-    st.sampled_from(["nan", "-inf", "1e400", "1_0", "x", "٣", "-0"]),
-)
-
-
-@EXAMPLES
-@given(
-    st.one_of(st.lists(st.lists(NUMBERS, max_size=11).map(" ".join)).map("\n".join).map(str.encode), st.binary()),
-    st.booleans(),
-)
-def test_fuzz_yolo(tmp_path_factory: pytest.TempPathFactory, data: bytes, compat: bool) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzz.txt"
-    path.write_bytes(data)
-    _check(read_yolo(path, 3, compat=compat))
-
-
-TAGS = ["annotation", "object", "name", "bndbox", "xmin", "ymin", "xmax", "ymax", "difficult", "size", "width"]
-TOKENS = st.one_of(
-    st.sampled_from([f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]),
-    st.sampled_from(["a", "b", "c", "1", "20", "nan", "&lt;", "&x;", "<!DOCTYPE a>", "<![CDATA[3]]>", "\n", "-5"]),
-)
-NODES = st.recursive(
-    st.sampled_from(["a", "b", "1", "7", "33", "nan", "-4", ""]),
-    lambda inner: st.lists(st.tuples(st.sampled_from(TAGS), inner), max_size=6).map(
-        lambda pairs: "".join(f"<{tag}>{text}</{tag}>" for tag, text in pairs)
-    ),
-    max_leaves=20,
-)
-OBJECTS = st.lists(
-    st.tuples(st.sampled_from(["a", "b", "z", ""]), st.lists(st.integers(-9, 70), min_size=4, max_size=4)), max_size=4
-).map(lambda rows: "<annotation>" + "".join(voc_object(name, box) for name, box in rows) + "</annotation>")
-
-
-@EXAMPLES
-@given(
-    st.one_of(
-        st.lists(TOKENS).map("".join).map(str.encode),
-        NODES.map("<annotation>{}</annotation>".format).map(str.encode),
-        OBJECTS.map(str.encode),
-        st.binary(),
-    )
-)
-def test_fuzz_voc(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzz.xml"
-    path.write_bytes(data)
-    _check(read_voc(path, {"a": 0, "b": 1}, (60, 40)))
-
-
-VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.sampled_from(["5", "a", ""]), st.just(10**400)
-)
-FIELDS = st.one_of(VALUES, st.lists(VALUES, max_size=4), st.lists(st.floats(-9, 70), min_size=4, max_size=4))
-ENTRIES = st.dictionaries(
-    st.sampled_from(
-        ["id", "name", "file_name", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "width"]
-    ),
-    FIELDS,
-)
-GOOD = st.fixed_dictionaries(
-    {"image_id": st.sampled_from([5, 9, "5"]), "category_id": st.sampled_from([7, 90, 8]), "bbox": FIELDS}
-)
-SECTIONS = st.one_of(st.lists(st.one_of(ENTRIES, GOOD, VALUES), max_size=5), VALUES)
-DOCUMENTS = st.one_of(
-    st.dictionaries(st.sampled_from(["images", "annotations", "categories", "info"]), SECTIONS),
-    st.builds(lambda rows: coco_document(annotations=rows), SECTIONS),
-)
-
-
-@EXAMPLES
-@given(st.one_of(DOCUMENTS.map(json.dumps).map(str.encode), st.binary()))
-def test_fuzz_coco(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzz.json"
-    path.write_bytes(data)
-    try:
-        document = read_coco(path, ["a", "b"])
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    assert "\n" not in str(document.problems)
-    for image in document.images:
-        _check(coco_labels(path, image, (60, 40)))

@@ -55,6 +55,7 @@ def _child(argv: list[str], folder: str, log: str, fault: tuple[Fault, tuple[Any
     os.dup2(output, 2)
     os.chdir(folder)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # data workers as the program starts them
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     if fault:
         fault[0](*fault[1])

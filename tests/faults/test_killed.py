@@ -1,10 +1,11 @@
 """kill -9 at any moment: the resumed run ends with the bits of the undisturbed one."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
-from fault_runs import Runs, count_moments, die_at_moment, fingerprint
+from fault_runs import Runs, count_moments, die_at_moment, fingerprint, one_error
 
 EVERY_STEP = ("--save-every", "1e-9")
 
@@ -43,6 +44,17 @@ def test_three_kills(runs: Runs) -> None:
         moment = rng.randrange(moments // 10, moments)
         found = killed_and_resumed(runs, moment, f"kill{trial}", "--workers", workers)
         assert found == expected, f"killed at moment {moment} of {moments}"
+
+
+def test_a_complete_run_is_only_extended(runs: Runs) -> None:
+    code, output = runs.train()
+    assert code == 0, output
+    again, output = runs.resume(runs.weights())
+    assert again == 2 and "the run is complete; give a larger --epochs to extend it" in one_error(output)
+    code, output = runs.resume(runs.weights(), "--epochs", "3")
+    assert code == 0, output
+    lines = (runs.weights().parent / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
 
 
 @pytest.mark.slow

@@ -1,9 +1,7 @@
-"""`train_sp.py` end to end on a small data set: files, console, determinism, resume."""
+"""`train_sp.py` end to end on a small data set: files, console, determinism."""
 
 import hashlib
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -79,43 +77,3 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, toy_yaml: Path)
 def test_other_optimizers(tmp_path: Path, toy_yaml: Path, name: str) -> None:
     config = load_config(**small_options(toy_yaml), optimizer=name, project=str(tmp_path), overrides={"lr0": 1e-3})
     assert Trainer(config).fit()["final"]["epoch"] == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_resumes_to_the_same_bits(program: Program, toy_yaml: Path, number: signal.Signals) -> None:
-    flags = small(toy_yaml, "--epochs", "3")
-    assert program.run(*flags, "--name", "whole").returncode == 0
-    process = program.start(*flags, "--name", "cut")
-    cut = program.folder / "runs" / "train" / "cut"
-    deadline = time.monotonic() + 120
-    while not (cut / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, err
-    assert "--resume" in out
-    position = torch.load(cut / "weights" / "last.pt", weights_only=True)["progress"]["iteration"]
-    assert 5 <= position < 15
-    done = program.run("--resume", str(cut), "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert fingerprint(cut / "weights" / "last.pt") == fingerprint(program.folder / "runs/train/whole/weights/last.pt")
-    epochs = [json.loads(line)["epoch"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == [0, 1, 2]
-
-
-def test_killed_run_resumes_from_the_last_epoch_and_extends(program: Program, toy_yaml: Path) -> None:
-    process = program.start(*small(toy_yaml, "--epochs", "3"))
-    run = program.folder / "runs" / "train" / "exp"
-    deadline = time.monotonic() + 120
-    while not (run / "weights" / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    done = program.run("--resume", "--quiet")
-    assert done.returncode == 0, done.stderr
-    again = program.run("--resume", "--quiet")
-    assert again.returncode == 2 and "larger --epochs" in again.stderr
-    extended = program.run("--resume", "--epochs", "4", "--quiet")
-    assert extended.returncode == 0, extended.stderr
-    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == [0, 1, 2, 3]

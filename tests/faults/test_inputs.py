@@ -1,0 +1,256 @@
+"""Broken images, labels, annotation files and YAML: training goes on without them, or stops with one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fault_runs import Runs, one_error
+
+from sp_yolo.cli import main_train
+
+ROW = "0 0.5 0.5 0.4 0.4\n"
+
+
+def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def encoded(image: np.ndarray, suffix: str = ".jpg") -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def rotated(image: np.ndarray, orientation: int) -> bytes:
+    """A JPEG whose EXIF says that it has to be turned."""
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0) + b"\0" * 4
+    body, data = b"Exif\0\0" + tiff, encoded(image)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
+def cmyk(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    packed = io.BytesIO()
+    Image.fromarray(image).convert("CMYK").save(packed, "JPEG")
+    return packed.getvalue()
+
+
+def yolo_set(root: Path, images: dict[str, bytes], labels: dict[str, str]) -> Path:
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for name, data in images.items():
+        (root / "images" / name).write_bytes(data)
+    for name, text in labels.items():
+        (root / "labels" / name).write_text(text)
+    path = root / "set.yaml"
+    path.write_text(f"root: {root}\ntrain: images\nval: images\nnames: [a, b, c, d, e, f]\n")
+    return path
+
+
+def test_every_kind_of_image_in_one_set(runs: Runs) -> None:
+    image = picture()
+    good = {
+        "gray.png": encoded(image[..., 0], ".png"),
+        "sixteen.png": encoded(image.astype(np.uint16) * 257, ".png"),
+        "rgba.png": encoded(np.dstack((image, image[..., 0])), ".png"),
+        "cmyk.jpg": cmyk(image),
+        "rotated.jpg": rotated(image, 6),
+        "wide.png": encoded(np.zeros((12, 20000, 3), np.uint8), ".png"),
+        "huge.jpg": encoded(np.full((20000, 64, 3), 90, np.uint8)),
+    }
+    bad = {
+        "truncated.jpg": (encoded(image)[:-200], "truncated"),
+        "cut.png": (encoded(image, ".png")[:500], "truncated"),
+        "corrupt.jpg": (b"\xff\xd8\xff" + bytes(range(256)) * 4, "truncated"),
+        "zero.jpg": (b"", "empty file"),
+        "text.jpg": (b"this is no image\n" * 30, "not an image"),
+        "pixel.png": (encoded(picture(1, 1), ".png"), "1 x 1 px is below 10 px"),
+    }
+    everything = good | {name: data for name, (data, _) in bad.items()}
+    data = yolo_set(runs.folder / "set", everything, {f"{Path(name).stem}.txt": ROW for name in everything})
+    code, output = runs.train("--epochs", "1", data=data)
+    assert code == 0, output
+    assert "7 training images" in output
+    for name, (_, reason) in bad.items():
+        line = next(line for line in output.splitlines() if f"images/{name}: " in line)
+        assert reason in line and line.endswith("image skipped")
+    for name in good:
+        assert f"images/{name}:" not in output
+
+
+def test_every_kind_of_label_row_in_one_set(runs: Runs) -> None:
+    rows = {
+        "nan": ("0 nan 0.5 0.2 0.2", "not finite"),
+        "inf": ("0 0.5 inf 0.2 0.2", "not finite"),
+        "negative": ("0 -0.5 0.5 0.2 0.2", "outside the image"),
+        "beyond": ("6 0.5 0.5 0.2 0.2", "class beyond nc"),
+        "columns": ("0 0.5 0.5 0.2", "wrong column count"),
+        "twice": (ROW.strip(), "duplicate"),
+        "word": ("0 0.5 0.5 0.2 wide", "not a number"),
+    }
+    names = [*rows, "empty"]
+    images = {f"{name}.png": encoded(picture(seed=seed), ".png") for seed, name in enumerate(names)}
+    labels = {f"{name}.txt": f"{ROW}{row}\n" for name, (row, _) in rows.items()} | {"empty.txt": ""}
+    data = yolo_set(runs.folder / "set", images, labels)
+    code, output = runs.train("--epochs", "1", data=data)
+    assert code == 0, output
+    assert "8 training images" in output
+    for name, (_, reason) in rows.items():
+        assert f"labels/{name}.txt:2: {reason}: " in output
+    assert "empty.txt" not in output
+    lines = (runs.weights().parent / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["labels"] == len(rows)  # the sound row of each file
+
+
+def coco_set(root: Path, **changes: object) -> Path:
+    (root / "images").mkdir(parents=True)
+    for number in range(4):
+        (root / "images" / f"{number}.png").write_bytes(encoded(picture(seed=number), ".png"))
+    document: dict[str, object] = {
+        "images": [{"id": f"id{number}", "file_name": f"{number}.png"} for number in range(4)],
+        "categories": [{"id": 7, "name": "a"}],
+        "annotations": [{"image_id": f"id{n}", "category_id": 7, "bbox": [8, 8, 30, 20]} for n in range(4)],
+    }
+    (root / "train.json").write_text(json.dumps(document | changes))
+    path = root / "set.yaml"
+    path.write_text(f"root: {root}\ntrain: train.json\nval: train.json\nimages: images\nnames: [a, b, c, d, e, f]\n")
+    return path
+
+
+def test_every_kind_of_coco_fault_in_one_file(runs: Runs) -> None:
+    box = {"image_id": "id0", "category_id": 7, "bbox": [8, 8, 30, 20]}
+    data = coco_set(
+        runs.folder / "set",
+        images=[{"id": f"id{n}", "file_name": f"{n}.png"} for n in range(4)] + [{"id": "x", "file_name": "gone.png"}],
+        annotations=[
+            *(box, box | {"image_id": "nosuch"}, box | {"category_id": 99}, box | {"image_id": "id1", "iscrowd": 1}),
+            *(box | {"image_id": "id2", "bbox": [8, 8, -1, 4]}, box | {"image_id": "id3", "bbox": [float("nan")] * 4}),
+        ],
+    )
+    code, output = runs.train("--epochs", "1", data=data)
+    assert code == 0, output
+    assert "4 training images" in output and "1 images do not exist, the first is" in output
+    assert "annotations[1]: unknown image" in output and "(and 1 more in this file)" in output
+    assert "zero area" in output and "not finite" in output
+    assert json.loads((runs.weights().parent / "metrics.jsonl").read_text())["labels"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"annotations": []}, "not one labelled object in 4 images"),
+        ({"categories": [{"id": 7, "name": "zebra"}]}, "none of its categories"),
+        ({"images": [{"id": 1, "file_name": "../../secret.png"}]}, "leads out of the image folder"),
+        ({"images": [{"id": 1, "file_name": "/etc/secret.png"}]}, "leads out of the image folder"),
+    ],
+    ids=["no annotations", "other classes", "path out", "absolute path"],
+)
+def test_coco_file_that_cannot_be_used(
+    runs: Runs, changes: dict[str, object], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = coco_set(runs.folder / "set", **changes)
+    assert main_train(runs.flags("--project", str(runs.folder / "runs"), data=data)) == 2
+    assert words in one_error(capsys.readouterr().err)
+
+
+def test_every_kind_of_voc_fault_in_one_set(runs: Runs) -> None:
+    root = runs.folder / "set"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    thing = "<object><name>a</name><bndbox><xmin>8</xmin><ymin>8</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>"
+    bomb = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    files = {
+        "good": f"<annotation>{thing}</annotation>",
+        "malformed": f"<annotation>\n{thing}<object>",
+        "bomb": f'<!DOCTYPE a [<!ENTITY e0 "lol">{bomb}]>\n<annotation>&e11;</annotation>',
+        "fields": f"<annotation>{thing}\n<object><name>b</name></object></annotation>",
+    }
+    for name, text in files.items():
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(encoded(picture()))
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{name}\n" for name in files))
+    data = root / "set.yaml"
+    data.write_text(f"root: {root}\nformat: voc\ntrain: train\nval: train\nnames: [a, b, c, d, e, f]\n")
+    code, output = runs.train("--epochs", "1", data=data)
+    assert code == 0, output
+    assert "malformed.xml:2: malformed XML" in output
+    assert "bomb.xml:1: malformed XML: a document type or entity is not allowed" in output
+    assert "fields.xml:2: missing field: 'b' without <bndbox>" in output
+    assert json.loads((runs.weights().parent / "metrics.jsonl").read_text())["labels"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "lr0: !!python/object/apply:os.system ['true']\n",
+            ":1: tag 'tag:yaml.org,2002:python/object/apply:os.system'",
+        ),
+        ("lr0: 0.1\nlr0: 0.2\n", ":2: key 'lr0' appears twice"),
+        ("lr0: 0.1\nlrr: 0.2\n", ":2: unknown hyperparameter 'lrr'"),
+        ("lr0: '1e-3'\n", ":1: lr0 = '1e-3': must be a number"),
+        ("a:\n\tlr0: 1\n", ":2: found character '\\t'"),
+        ("lr0: &x 1\nlrf: *x\n", ":2: alias '*x' is not allowed"),
+        (f"lr0: {10**400}\n", ":1: lr0 = "),
+    ],
+    ids=["tag", "duplicate", "unknown", "number as text", "tab", "alias", "huge"],
+)
+def test_recipe_faults(runs: Runs, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = runs.folder / "mine.yaml"
+    recipe.write_text(text)
+    assert main_train(runs.flags("--hyp", str(recipe), "--project", str(runs.folder / "runs"))) == 2
+    assert f"{recipe}{words}" in one_error(capsys.readouterr().err)
+    assert not (runs.folder / "runs").exists()
+
+
+def test_a_number_without_a_dot_is_a_number(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = runs.folder / "mine.yaml"
+    recipe.write_text("lr0: 1e-3\n")  # YAML 1.1 says text, everybody means 0.001
+    flags = runs.flags("--epochs", "1", "--hyp", str(recipe))
+    flags = [flag for flag in flags if flag not in ("--set", "lr0=0.01")]
+    training = runs.start(*flags)
+    assert training.wait() == 0, training.output
+    assert "lr0 0.001)" in training.output
+
+
+@pytest.mark.parametrize(
+    ("line", "leaves"),
+    [
+        ("images/0.png", False),
+        ("./images/0.png", False),
+        ("./lists/../images/0.png", False),
+        ("../set/images/0.png", False),
+        ("{root}/images/0.png", False),
+        ("{outside}/0.png", False),  # an absolute path is the user's own word, as in the original's lists
+        ("../outside/0.png", True),
+        ("./../outside/0.png", True),
+        ("images/../../outside/0.png", True),
+    ],
+)
+def test_list_file_that_leads_out_of_the_dataset(
+    runs: Runs, line: str, leaves: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, outside = runs.folder / "set", runs.folder / "outside"
+    data = yolo_set(
+        root, {f"{n}.png": encoded(picture(seed=n), ".png") for n in range(2)}, {"0.txt": ROW, "1.txt": ROW}
+    )
+    outside.mkdir()
+    (outside / "0.png").write_bytes(encoded(picture(), ".png"))
+    (root / "list.txt").write_text("images/1.png\n" + line.format(root=root, outside=outside) + "\n")
+    data.write_text(data.read_text().replace("train: images", "train: list.txt"))
+    monkeypatch.chdir(root)
+    if not leaves:
+        from sp_yolo.config import load_dataset_config
+        from sp_yolo.data import DetectionDataset
+
+        assert len(DetectionDataset(load_dataset_config(data), "train", 64)) == 2
+        return
+    assert main_train(runs.flags("--project", str(runs.folder / "runs"), data=data)) == 2
+    words = one_error(capsys.readouterr().err)
+    assert f"{root}/list.txt:2: '{line}' leads out of the dataset root" in words and not (runs.folder / "runs").exists()
