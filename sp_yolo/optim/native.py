@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.saliency import FISHER_DECAY, SAMPLE, bracket, rank_inside, saliency
-from sp_yolo.optim.update import CARRIED, Batch, flat, is_dense, like_parameter
+from sp_yolo.optim.saliency import FISHER_DECAY, rank_inside
+from sp_yolo.optim.update import CARRIED, Batch, is_dense, like_parameter
 
 # Elements that are worth another thread.
 SHARE = 1 << 20
@@ -32,6 +31,8 @@ SOURCE = r"""
 #include <stdint.h>
 #define LANES 32
 #define SPAN 4096   /* elements summed in float32 lanes before they go to float64 */
+#define STRETCH (1 << 18)   /* elements read in order: shorter, and the processor's prefetching suffers */
+#define GLANCE 64   /* elements looked at together for one inside the bracket */
 typedef struct { int64_t x, v, s, mask, h, n; } tensor;
 typedef struct { float beta, l2, shrink, step, sign, decay; int32_t nesterov; } settings;
 
@@ -93,7 +94,21 @@ static inline __attribute__((always_inline)) void run(
     out[0] += reduce(squares); out[1] += reduce(products);
 }
 
-/* Backwards: the gradients and displacements that sp_products read last are still in cache. */
+static void update(const tensor *t, const float *g, int64_t begin, int64_t end, const settings *c, double *out) {
+    float *h = (float *)t->h;
+    const uint8_t *mask = (const uint8_t *)t->mask;
+    for (int64_t i = begin; i < end; i += SPAN) {
+        int64_t n = i + SPAN < end ? SPAN : end - i;
+        float *x = (float *)t->x + i, *v = (float *)t->v + i, *s = (float *)t->s + i;
+        /* constants in each branch: the compiler drops the tests from the loops */
+        if (mask && h) run(x, g + i, v, s, mask + i, h + i, n, *c, out);
+        else if (mask) run(x, g + i, v, s, mask + i, 0, n, *c, out);
+        else if (h)    run(x, g + i, v, s, 0, h + i, n, *c, out);
+        else           run(x, g + i, v, s, 0, 0, n, *c, out);
+    }
+}
+
+/* Backwards, in stretches: the gradients and displacements that sp_products read last are still in cache. */
 void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t first, int64_t last,
                const settings *c, double *out) {
     int64_t before = 0;
@@ -103,17 +118,9 @@ void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, i
         before -= n;
         int64_t begin = first > before ? first - before : 0, end = last < before + n ? last - before : n;
         while (begin < end) {
-            int64_t size = end - begin < SPAN ? end - begin : SPAN, i = end - size;
-            end = i;
-            float *x = (float *)tensors[t].x + i, *v = (float *)tensors[t].v + i, *s = (float *)tensors[t].s + i;
-            float *h = (float *)tensors[t].h;
-            const float *g = (const float *)gradients[t] + i;
-            const uint8_t *mask = (const uint8_t *)tensors[t].mask;
-            /* constants in each branch: the compiler drops the tests from the loops */
-            if (mask && h) run(x, g, v, s, mask + i, h + i, size, *c, out + 2 * t);
-            else if (mask) run(x, g, v, s, mask + i, 0, size, *c, out + 2 * t);
-            else if (h)    run(x, g, v, s, 0, h + i, size, *c, out + 2 * t);
-            else           run(x, g, v, s, 0, 0, size, *c, out + 2 * t);
+            int64_t start = end - begin > STRETCH ? end - STRETCH : begin;
+            update(tensors + t, (const float *)gradients[t], start, end, c, out + 2 * t);
+            end = start;
         }
     }
 }
@@ -129,7 +136,7 @@ static inline __attribute__((always_inline)) int64_t classify(
         saliency *= 0.5f;
         /* 0: at most low, or held; 1: inside; 2: above, or NaN */
         uint8_t code = (uint8_t)!(saliency <= low) + (uint8_t)!(saliency <= high);
-        if (mask) code = mask[i] ? code : 0;
+        if (mask) code *= mask[i];
         keep[i] = code;
         below += code == 0;
     }
@@ -149,12 +156,16 @@ int64_t sp_bracket(const float *x, const float *h, const uint8_t *mask, int64_t 
         else if (mask) *at_most_low += classify(xs, 0, mask + start, size, low, high, codes);
         else if (h)    *at_most_low += classify(xs, hs, 0, size, low, high, codes);
         else           *at_most_low += classify(xs, 0, 0, size, low, high, codes);
-        for (int i = 0; i < size; i++) {
-            if (codes[i] == 1) {
-                values[found] = 0.5f * (h ? xs[i] * xs[i] * hs[i] : xs[i] * xs[i]);
-                places[found++] = start + i;
-            }
-            codes[i] >>= 1;
+        for (int i = 0; i < size; i += GLANCE) {
+            int end = i + GLANCE < size ? i + GLANCE : size;
+            uint8_t any = 0;
+            for (int j = i; j < end; j++) any |= codes[j];
+            for (int j = i; j < end && (any & 1); j++)
+                if (codes[j] == 1) {
+                    values[found] = 0.5f * (h ? xs[j] * xs[j] * hs[j] : xs[j] * xs[j]);
+                    places[found++] = start + j;
+                }
+            for (int j = i; j < end; j++) codes[j] >>= 1;
         }
     }
     return found;
@@ -186,11 +197,6 @@ def library() -> ctypes.CDLL | None:
     kernels.sp_bracket.restype = ctypes.c_int64
     kernels.sp_products.restype = ctypes.c_double
     return kernels
-
-
-def plain(tensor: Tensor) -> bool:
-    """What the kernels read: float32 on a CPU, dense in memory."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and is_dense(tensor)
 
 
 def supports(batch: Batch) -> bool:
@@ -270,45 +276,34 @@ class Native:
             state[gradient] = product
 
 
-def keep_masks(
-    kernels: ctypes.CDLL, params: list[Tensor], squares: list[Tensor | None], masks: list[Tensor | None], count: int
-) -> tuple[list[Tensor], Tensor] | None:
-    """``saliency.keep_masks`` of 0.5 h x^2, held weights first, without storing it: the masks as rows in memory order.
-
-    None if the bracket missed, or no more than the held weights are to be zero.
-    """
-    n = sum(p.numel() for p in params)
-    sample = _sample(params, squares, masks, max(n // SAMPLE, 1))
-    low, high = bracket(sample, count / n) if n > SAMPLE else (-math.inf, math.inf)
+def keep(
+    kernels: ctypes.CDLL,
+    tensors: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
+    n: int,
+    count: int,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor] | None:
+    """``saliency.keep_blocks`` of 0.5 h x^2, held weights first, from float32 rows (x, h or None, mask or None)."""
+    keep = torch.empty(n, dtype=torch.bool)
     # Room for all, of which the system gives what is used.
     values, places = torch.empty(n), torch.empty(n, dtype=torch.int64)
-    at_most_low = ctypes.c_int64(0)
-    found = [0]
-    keep = [torch.empty(p.numel(), dtype=torch.bool) for p in params]
-    for param, square, mask, kept in zip(params, squares, masks, keep, strict=True):
-        row = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (param, square, mask)]
-        ends = (kept.data_ptr(), values.data_ptr() + 4 * found[-1], places.data_ptr() + 8 * found[-1])
+    at_most_low, found, offset = ctypes.c_int64(0), 0, 0
+    for row in tensors:
+        size = row[0].numel()
+        ends = (keep.data_ptr() + offset, values.data_ptr() + 4 * found, places.data_ptr() + 8 * found)
         more = kernels.sp_bracket(
-            *row,
-            ctypes.c_int64(param.numel()),
+            *[ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in row],
+            ctypes.c_int64(size),
             ctypes.c_float(low),
             ctypes.c_float(high),
             *map(ctypes.c_void_p, ends),
             ctypes.byref(at_most_low),
         )
-        found.append(found[-1] + more)
-    ranked = rank_inside(values[: found[-1]], count - at_most_low.value)
+        places[found : found + more] += offset
+        found, offset = found + more, offset + size
+    ranked = rank_inside(values[:found], count - at_most_low.value)
     if ranked is None:
         return None
-    for kept, begin, end in zip(keep, found, found[1:], strict=False):
-        kept[places[begin:end]] = ranked[0][begin:end]
+    keep[places[:found]] = ranked[0]
     return keep, ranked[1]
-
-
-def _sample(params: list[Tensor], squares: list[Tensor | None], masks: list[Tensor | None], stride: int) -> Tensor:
-    """The saliency of one weight in ``stride``; -1 for held ones."""
-    parts = []
-    for param, square, mask in zip(params, squares, masks, strict=True):
-        part = saliency(flat(param)[::stride], None if square is None else flat(square)[::stride])
-        parts.append(part if mask is None else part.where(flat(mask)[::stride], -1.0))
-    return torch.cat(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sp_yolo.optim import native
 from sp_yolo.optim.damping import parameter_damping
-from sp_yolo.optim.saliency import keep_masks, saliency
-from sp_yolo.optim.update import CARRIED, flat
+from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_masks, saliency
+from sp_yolo.optim.update import CARRIED, flat, is_dense
 
 
 def prune_group(
@@ -23,19 +23,23 @@ def prune_group(
     "threshold" becomes lambda, the largest saliency removed.
     """
     states = [state[param] for param in params]
-    ranked = _rank_natively(group, params, states, count) if compiled else None
-    rows, group["threshold"] = ranked or _rank(group, params, states, count, r_gamma)
+    held = _held([own["mask"] for own in states if "mask" in own])
+    if held == count:
+        return  # the held zeros are the weights of least saliency
+    rows, group["threshold"] = _rank(group, params, states, count, held, r_gamma, compiled)
+    # What gathers in v behind a mask must not move a weight that is set free; while it is held, it does not matter.
+    clear = not group["held"] or count < held or params[0].device.type != "cpu"
     for param, own, row in zip(params, states, rows, strict=True):
-        mask = torch.empty_like(param, dtype=torch.bool)
+        mask = own.get("mask")
+        if clear:
+            moving = row if mask is None else row & flat(mask)
+            flat(own["momentum_buffer"]).mul_(moving.view(torch.uint8))
+        if mask is None:
+            mask = torch.empty_like(param, dtype=torch.bool)
         flat(mask).copy_(row)
-        moving = row.view(torch.uint8)
-        if "mask" in own:
-            # What gathered behind the old mask must not move a weight that is now set free.
-            moving = moving & flat(own["mask"]).view(torch.uint8)
         if group["held"]:
             own["mask"] = mask
         param.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
-        flat(own["momentum_buffer"]).mul_(moving)
 
 
 def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
@@ -49,36 +53,72 @@ def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
                 state[name] = 0.0
 
 
+def _held(masks: list[Tensor]) -> int:
+    """Number of held zeros; 0 on an accelerator, which is not asked: there all weights are sorted anyway."""
+    return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks if mask.device.type == "cpu")
+
+
 def _rank(
-    group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], count: int, r_gamma: Tensor
+    group: dict[str, Any],
+    params: list[Tensor],
+    states: list[dict[str, Any]],
+    count: int,
+    held: int,
+    r_gamma: Tensor,
+    compiled: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Masks as rows in memory order, and lambda. Saliencies go where the displacements are, which are forgotten."""
-    scores = []
-    for param, state in zip(params, states, strict=True):
-        score = state["displacement"].copy_(param)
+    """Masks as rows in memory order, and lambda."""
+    weights = [_Weights(group, *pair, r_gamma) for pair in zip(params, states, strict=True)]
+    n = sum(p.numel() for p in params)
+    if n > SAMPLE and count > held and params[0].device.type == "cpu":
+        sample = torch.cat([w.sample(n // SAMPLE) for w in weights])
+        low, high = bracket(sample, (count - held) / (n - held))
+        kernels = native.library() if compiled and all(w.plain() for w in weights) else None
+        if kernels is None:
+            found = keep_blocks((s for w in weights for s in w.blocks()), n, count, low, high)
+        else:
+            found = native.keep(kernels, [w.rows for w in weights], n, count, low, high)
+        if found:
+            return list(found[0].split([p.numel() for p in params])), found[1]
+    return keep_masks([w.saliency() for w in weights], count, held)
+
+
+class _Weights:
+    """One tensor as the ranking sees it: dense rows of x, of what weighs x^2, of the mask."""
+
+    def __init__(self, group: dict[str, Any], param: Tensor, state: dict[str, Any], r_gamma: Tensor) -> None:
+        x = param if is_dense(param) else torch.empty_like(param).copy_(param)
         scale = None
         if group["saliency"] == "fisher":
             scale = state["square_avg"]
         elif group["damping"] == "diagonal":
-            scalar = r_gamma.to(score.device, score.dtype)
-            scale = 1.0 / parameter_damping(score, scalar, group["damping_bounds"])
-        saliency(score, scale, out=score)
-        if "mask" in state:
-            # Held zeros rank first, at -1: another weight whose saliency happens to be 0 does not set them free.
-            score.sub_(state["mask"].view(torch.uint8).bitwise_xor(1))
-        scores.append(flat(score))
-    return keep_masks(scores, count)
+            wide = x.to(state["momentum_buffer"].dtype)
+            scale = 1.0 / parameter_damping(wide, r_gamma.to(wide.device, wide.dtype), group["damping_bounds"])
+        mask = state.get("mask")
+        self.dtype = state["momentum_buffer"].dtype
+        self.rows = flat(x), None if scale is None else flat(scale), None if mask is None else flat(mask)
 
+    def plain(self) -> bool:
+        return self.rows[0].dtype == torch.float32
 
-def _rank_natively(
-    group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], count: int
-) -> tuple[list[Tensor], Tensor] | None:
-    """The same in C, where that applies."""
-    diagonal = group["saliency"] == "damping" and group["damping"] == "diagonal"
-    if diagonal or not all(map(native.plain, params)):
-        return None
-    kernels = native.library()
-    if kernels is None:
-        return None
-    squares = [state["square_avg"] if group["saliency"] == "fisher" else None for state in states]
-    return native.keep_masks(kernels, params, squares, [state.get("mask") for state in states], count)
+    def sample(self, stride: int) -> Tensor:
+        """The saliency of one weight in ``stride``, without the held ones."""
+        x, scale, mask = self.rows
+        score = saliency(x[::stride].to(self.dtype), None if scale is None else scale[::stride])
+        return score if mask is None else score[mask[::stride]]
+
+    def saliency(self) -> Tensor:
+        return self._score(slice(None), None)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The saliencies in order, each block in the memory of the last."""
+        n = self.rows[0].numel()
+        scratch = torch.empty(min(n, BLOCK), dtype=self.dtype)
+        for start in range(0, n, BLOCK):
+            yield self._score(slice(start, start + BLOCK), scratch[: n - start])
+
+    def _score(self, part: slice, out: Tensor | None) -> Tensor:
+        x, scale, mask = self.rows
+        score = saliency(x[part].to(self.dtype), None if scale is None else scale[part], out)
+        # Held zeros rank first, at -1: another weight whose saliency happens to be 0 does not set them free.
+        return score if mask is None else score.sub_(mask[part].view(torch.uint8).bitwise_xor(1))

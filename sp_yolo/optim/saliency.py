@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,9 +52,10 @@ def prune_count(sigma: float, n: int) -> int:
     return min(math.floor(sigma * n), n)
 
 
-def keep_masks(saliencies: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
+def keep_masks(saliencies: Sequence[Tensor], count: int, held: int = 0) -> tuple[list[Tensor], Tensor]:
     """Masks that are False at exactly the ``count`` smallest of all saliencies together; ties by index (eqs. 6, 18).
 
+    ``held`` of them are negative: weights that are zero already, which rank before a saliency of 0.
     Returns (bool masks shaped like the saliencies, threshold lambda as a 0-dim tensor: the largest saliency removed).
     One stable sort on an accelerator, which never asks the host, and of few values; on a CPU a sample brackets the
     threshold, so that only the percent inside the bracket is ranked (Floyd and Rivest's selection). Both are exact.
@@ -64,19 +65,19 @@ def keep_masks(saliencies: Sequence[Tensor], count: int) -> tuple[list[Tensor], 
     flat = [s.reshape(-1) for s in saliencies]
     n = sum(s.numel() for s in flat)
     found = None
-    if n > SAMPLE and all(s.device.type == "cpu" for s in flat):
+    if n > SAMPLE and count > held and all(s.device.type == "cpu" for s in flat):
         sample = torch.cat([s[:: n // SAMPLE] for s in flat])
-        found = _keep_bracketed(flat, count, *bracket(sample, count / n))
+        blocks = (block for s in flat for block in s.split(BLOCK))
+        found = keep_blocks(blocks, n, count, *bracket(sample[sample >= 0], (count - held) / (n - held)))
     keep, threshold = found or _keep_sorted(flat, count)
-    return [k.view(s.shape) for k, s in zip(keep, saliencies, strict=True)], threshold
+    parts = keep.split([s.numel() for s in flat])
+    return [k.to(s.device).view(s.shape) for k, s in zip(parts, saliencies, strict=True)], threshold
 
 
-def _keep_sorted(flat: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
+def _keep_sorted(flat: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
     joined = torch.cat([s.to(flat[0].device) for s in flat])
     ordered, index = torch.sort(joined, stable=True)
-    keep = torch.ones_like(joined, dtype=torch.bool).index_fill_(0, index[:count], False)
-    parts = keep.split([s.numel() for s in flat])
-    return [k.to(s.device) for k, s in zip(parts, flat, strict=True)], ordered[count - 1]
+    return torch.ones_like(joined, dtype=torch.bool).index_fill_(0, index[:count], False), ordered[count - 1]
 
 
 def bracket(sample: Tensor, share: float) -> tuple[float, float]:
@@ -85,7 +86,7 @@ def bracket(sample: Tensor, share: float) -> tuple[float, float]:
     Four standard deviations of a random sample's rank to either side.
     """
     size = sample.numel()
-    margin = 4 * math.sqrt(share * (1 - share) * size) + 4
+    margin = 4 * math.sqrt(max(share * (1 - share), 0) * size) + 4
     first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
     low, high = -math.inf, math.inf
     if first >= 1:
@@ -110,24 +111,25 @@ def rank_inside(values: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     return stays, threshold
 
 
-def _keep_bracketed(flat: Sequence[Tensor], count: int, low: float, high: float) -> tuple[list[Tensor], Tensor] | None:
-    """Masks and threshold, ranking only (low, high]; None if the ``count``-th smallest is not in there."""
-    keep = [torch.empty_like(s, dtype=torch.bool) for s in flat]
-    scratch = torch.empty(2, BLOCK, dtype=flat[0].dtype), torch.empty(BLOCK, dtype=torch.bool)
-    at_most_low, places = 0, []
-    for s, k in zip(flat, keep, strict=True):
-        offset, inside = 0, []
-        for block, block_keep in zip(s.split(BLOCK), k.split(BLOCK), strict=True):
-            below, place = _classify(block, low, high, block_keep, *scratch)
-            at_most_low += below
-            inside.append(place + offset)
-            offset += block.numel()
-        places.append(torch.cat(inside))
-    ranked = rank_inside(torch.cat([s[p] for s, p in zip(flat, places, strict=True)]), count - at_most_low)
+def keep_blocks(blocks: Iterable[Tensor], n: int, count: int, low: float, high: float) -> tuple[Tensor, Tensor] | None:
+    """One mask for all ``n`` saliencies, and the threshold, ranking only (low, high]; None if the ``count``-th smallest
+    is not in there. The saliencies come as rows of at most BLOCK elements, which are not kept."""
+    keep, inside = torch.empty(n, dtype=torch.bool), torch.empty(BLOCK, dtype=torch.bool)
+    scratch = torch.empty(2, BLOCK)
+    low = max(low, -1.0)  # held weights are below any bracket
+    at_most_low, offset = 0, 0
+    values, places = [], []
+    for block in blocks:
+        scratch = scratch.to(block.dtype)
+        below, place = _classify(block, low, high, keep[offset : offset + block.numel()], scratch, inside)
+        at_most_low += below
+        values.append(block[place])
+        places.append(place + offset)
+        offset += block.numel()
+    ranked = rank_inside(torch.cat(values), count - at_most_low)
     if ranked is None:
         return None
-    for k, place, stay in zip(keep, places, ranked[0].split([p.numel() for p in places]), strict=True):
-        k[place] = stay
+    keep[torch.cat(places)] = ranked[0]
     return keep, ranked[1]
 
 

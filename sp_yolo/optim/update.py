@@ -31,7 +31,7 @@ class Batch:
     A tensor's state holds "momentum_buffer" v and "displacement" s = x_k - x_{k-1} in the parameter's memory order, and
     what the next secant pair needs of this step: "displacement_norm" s'D^{-1}s, "displacement_square" s's and
     "displacement_gradient" <s, g_prev>, numbers on the host path and 0-dim float64 tensors on the device path. While it
-    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared by the next proximal step) and
+    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free) and
     "square_avg" E[g^2].
     """
 
@@ -88,13 +88,12 @@ def like_parameter(tensor: Tensor, param: Tensor) -> Tensor:
 
 def flat(tensor: Tensor) -> Tensor:
     """A dense tensor as one row in memory order, sharing its memory."""
-    return tensor if tensor.ndim == 1 and tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """A dense tensor as rows of at most BLOCK elements in memory order, sharing its memory."""
-    row = flat(tensor)
-    return row.split(BLOCK) if row.numel() > BLOCK else (row,)
+    """A dense tensor as rows of at most BLOCK elements in memory order, sharing its memory; itself if so small."""
+    return flat(tensor).split(BLOCK) if tensor.numel() > BLOCK else (tensor,)
 
 
 class SingleTensor:
@@ -138,7 +137,7 @@ def _is_small(param: Tensor, grad: Tensor, state: dict[str, Any]) -> bool:
 
 def _product(param: Tensor, grad: Tensor, state: dict[str, Any]) -> float:
     s = state["displacement"]
-    rows = zip(pieces(s), pieces(like_parameter(grad, param)), strict=True)
+    rows = zip(flat(s).split(BLOCK), flat(like_parameter(grad, param)).split(BLOCK), strict=True)
     return sum(torch.dot(s_row, g_row.to(s.dtype)).item() for s_row, g_row in rows)
 
 
@@ -163,10 +162,11 @@ def _update_tensor(
     for x_row, g_row, v_row, s_row, mask, square, damping in reversed(list(zip(*rows, strict=True))):
         g = g_row.to(s_row.dtype)
         _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping)
-        squared = torch.dot(s_row, s_row).item()
-        sums[0] += squared if damping is None else torch.dot(s_row, s_row / damping).item()
+        moved = flat(s_row)
+        squared = torch.dot(moved, moved).item()
+        sums[0] += squared if damping is None else torch.dot(moved, flat(s_row / damping)).item()
         sums[1] += squared
-        sums[2] += torch.dot(s_row, g).item()
+        sums[2] += torch.dot(moved, flat(g)).item()
     if x is not param:
         param.copy_(x)
     sums[2] = -sums[2] if batch.maximize else sums[2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo.optim import SP, native
+from sp_yolo.optim import SP, prune
 from sp_yolo.optim import saliency as sal
 
 
@@ -60,24 +60,26 @@ def test_selection_is_exact_and_breaks_ties_by_index(monkeypatch, kind, share):
     count = int(share * sum(a.size for a in arrays))
     expected = by_argsort(arrays, count)
     tensors = [torch.tensor(a) for a in arrays]
-    masks, threshold = sal.keep_masks(tensors, count)
+    holding = sum(int((a < 0).sum()) for a in arrays)
+    masks, threshold = sal.keep_masks(tensors, count, holding)
     assert np.array_equal(torch.cat([m.flatten() for m in masks]).numpy(), expected)
     assert [m.shape for m in masks] == [t.shape for t in tensors]
     by_sort, _ = sal._keep_sorted([t.flatten() for t in tensors], max(count, 1))
     if count:
-        assert np.array_equal(torch.cat(by_sort).numpy(), expected)
+        assert np.array_equal(by_sort.numpy(), expected)
         assert float(threshold) == np.sort(np.concatenate([a.ravel() for a in arrays]))[count - 1]
 
 
 def test_a_bracket_that_misses_still_selects_exactly(monkeypatch):
     values = torch.arange(100.0)
-    assert (
-        sal._keep_bracketed([values], 10, 50.0, 60.0) is None and sal._keep_bracketed([values], 70, 50.0, 60.0) is None
-    )
+    for count in (10, 70):
+        assert sal.keep_blocks(values.split(30), 100, count, 50.0, 60.0) is None
+    keep, threshold = sal.keep_blocks(values.split(30), 100, 55, 50.0, 60.0)
+    assert keep.nonzero().flatten().tolist() == list(range(55, 100)) and float(threshold) == 54.0
     monkeypatch.setattr(sal, "SAMPLE", 50)
     monkeypatch.setattr(sal, "bracket", lambda sample, share: (50.0, 60.0))
-    (keep,), threshold = sal.keep_masks([values], 10)
-    assert keep.nonzero().flatten().tolist() == list(range(10, 100)) and float(threshold) == 9.0
+    (mask,), threshold = sal.keep_masks([values], 10)
+    assert mask.nonzero().flatten().tolist() == list(range(10, 100)) and float(threshold) == 9.0
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.8, 0.99])
@@ -91,33 +93,52 @@ def test_bracket_holds_the_quantile_and_little_else(share):
         assert ((values > low) & (values <= high)).mean() < 1.5 * (8 * np.sqrt(share * (1 - share) * 2000) + 10) / 2000
 
 
-@pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("fisher", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("held", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("saliency", ["fisher", "damping"])
 @pytest.mark.parametrize("kind", ["continuous", "rounded", "dead"])
 @pytest.mark.parametrize("sample", [256, 1 << 16])
-def test_native_selection_is_the_same(monkeypatch, held, fisher, kind, sample):
-    """From x and h without storing S; rounded weights give many ties. Needs the C compiler of the test machine."""
-    monkeypatch.setattr(native, "SAMPLE", sample)
-    kernels = native.library()
+def test_ranking_of_a_group_is_exact(monkeypatch, compiled, held, saliency, kind, sample):
+    """From x, h and masks, in torch and in C; rounded weights give many ties. Needs the C compiler of the machine."""
+    monkeypatch.setattr(prune, "SAMPLE", sample)
+    monkeypatch.setattr(prune, "BLOCK", 1000)
     generator = torch.Generator().manual_seed(0)
     shapes = [(17, 33), (5, 4, 3, 3), (1000, 3), (10_001, 2)]
     params = [torch.randn(s, generator=generator) * 0.1**i for i, s in enumerate(shapes)]
     params = [p.round(decimals=1) if kind == "rounded" else p for p in params]
-    squares = [torch.rand(s, generator=generator) if fisher else None for s in shapes]
-    masks = [torch.rand(s, generator=generator) > 0.4 if held else None for s in shapes]
     if kind == "dead":
         params[2][100:900] = 0.0
-    params = [p if m is None else p * m for p, m in zip(params, masks, strict=True)]
-    scores = [sal.saliency(p, h) for p, h in zip(params, squares, strict=True)]
-    scores = [s if m is None else torch.where(m, s, -1.0) for s, m in zip(scores, masks, strict=True)]
-    holding = sum(0 if m is None else int((~m).sum()) for m in masks)
-    n = sum(p.numel() for p in params)
-    for count in (holding + 1, n // 2, int(0.8 * n), n - 1, n):
-        found, threshold = native.keep_masks(kernels, params, squares, masks, count)
-        expected = by_argsort([s.numpy() for s in scores], count)
-        assert np.array_equal(torch.cat(found).numpy(), expected)
-        assert float(threshold) == np.sort(np.concatenate([s.numpy().ravel() for s in scores]))[count - 1]
-    assert native.keep_masks(kernels, params, squares, masks, holding) is None
+    states = [{"momentum_buffer": p, "square_avg": torch.rand(p.shape, generator=generator)} for p in params]
+    for p, state in zip(params, states, strict=True):
+        if held:
+            state["mask"] = torch.rand(p.shape, generator=generator) > held
+            p.mul_(state["mask"])
+    scores = [
+        0.5 * (p * p * s["square_avg"] if saliency == "fisher" else p * p) for p, s in zip(params, states, strict=True)
+    ]
+    scores = [
+        torch.where(s["mask"], c, -1.0).numpy() if held else c.numpy() for c, s in zip(scores, states, strict=True)
+    ]
+    zeros, n = sum(int((c < 0).sum()) for c in scores), sum(p.numel() for p in params)
+    group = {"saliency": saliency, "damping": "none"}
+    for count in (zeros - 5, zeros + 1, zeros + 40, n // 2, int(0.95 * n), n - 1, n):
+        if count <= 0:
+            continue
+        rows, threshold = prune._rank(group, params, states, count, zeros, torch.tensor(0.0), compiled)
+        assert np.array_equal(torch.cat([r.flatten() for r in rows]).numpy(), by_argsort(scores, count))
+        assert float(threshold) == np.sort(np.concatenate([c.ravel() for c in scores]))[count - 1]
+
+
+def test_group_of_more_weights_than_the_sample_on_every_path(monkeypatch):
+    """A run with held zeros, through the bracket, the sort (foreach) and C: the same weights are zero."""
+    monkeypatch.setattr(prune, "SAMPLE", 64)
+    zeros = []
+    for path in PATHS:
+        params, optimizer = one_group(shape=(16, 16), sigma=0.7, total_steps=40, every=4, lr=1e-2, **path)
+        run(params, optimizer, 30)
+        zeros.append([p == 0 for p in params])
+        assert optimizer.sparsity()["weights"] == int(0.7 * 768) / 768
+    assert all(torch.equal(a, b) for other in zeros[1:] for a, b in zip(zeros[0], other, strict=True))
 
 
 def test_nan_ranks_last():
@@ -190,6 +211,23 @@ def test_held_zeros_survive_other_weights_being_loaded(path):
             p.add_(1.0)
     run(params, optimizer, 1)
     assert all(bool((p[h] == 0).all()) for p, h in zip(params, held, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("how", ["held", "sigma"])
+def test_what_gathered_behind_a_mask_moves_nothing(path, how):
+    """Gradients reach held zeros and gather in v; without a gradient, weights set free stay where they are: at 0."""
+    params, optimizer = one_group(sigma=0.5, every=5, **path)
+    run(params, optimizer, 9)  # the proximal steps were at 0 and 5, the next is at 10
+    held = [p == 0 for p in params]
+    optimizer.param_groups[0].update({"held": False, "sigma": 0.0} if how == "held" else {"sigma": 0.25})
+    before = [p.detach().clone() for p in params]
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert all(bool((p[h] == 0).all()) for p, h in zip(params, held, strict=True))
+    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
 def test_all_equal_tensor_is_not_wiped():

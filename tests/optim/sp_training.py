@@ -1,0 +1,39 @@
+"""A small network, its training, and the paths of SP, for the tests beside."""
+
+import pytest
+import torch
+from torch import nn
+
+PATHS = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "capturable": {"capturable": True},
+    "native": {"compile": True},
+}
+on_every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+PRUNED = {"sigma": 0.6, "every": 3, "total_steps": 40}
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5)).to(
+        dtype
+    )
+
+
+def batch(k):
+    generator = torch.Generator().manual_seed(k)
+    return torch.randn(6, 3, 8, 8, generator=generator), torch.randint(0, 5, (6,), generator=generator)
+
+
+def train(model, optimizer, steps, first=0):
+    dtype = next(model.parameters()).dtype
+    for k in range(first, first + steps):
+        images, labels = batch(k)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images.to(dtype)).float(), labels).backward()
+        optimizer.step()
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
