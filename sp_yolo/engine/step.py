@@ -11,6 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from sp_yolo.config import OPTIMIZERS, Config
+from sp_yolo.engine.checkpoint import LAST
 from sp_yolo.engine.device import Compute
 from sp_yolo.engine.distributed import World
 from sp_yolo.engine.finite import FiniteWatch, norms
@@ -116,5 +117,5 @@ class TrainStep:
         shown = ", ".join(Path(path).name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
         raise NonFiniteError(
             f"{', '.join(bad[:3])}{more} not finite at iteration {iteration}, stopped {when}; batch of {shown} {kept}; "
-            f"last weights in {self.run.weights}; a smaller lr0 (now {self.hyp['lr0']:g}) may help"
+            f"a new run from --weights {self.run.weights / LAST} with a smaller lr0 (now {self.hyp['lr0']:g}) may help"
         )

@@ -21,7 +21,7 @@ def held(pid: int) -> dict[str, int]:
 
 
 def take_stock() -> None:
-    """Write what this process and its worker hold after ``EARLY`` and ``LATE`` iterations to stock_<iteration>.json."""
+    """Write what this process and its data workers hold after ``EARLY`` and ``LATE`` iterations to stock_<iteration>.json."""
     from sp_yolo.engine.step import TrainStep
 
     call = TrainStep.__call__
@@ -31,8 +31,9 @@ def take_stock() -> None:
         if step.state.progress.iteration in (EARLY, LATE):
             gc.collect()
             pid = os.getpid()
-            (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            stock = {"main": held(pid) | {"objects": len(gc.get_objects())}, "worker": held(int(worker))}
+            train_worker, val_worker = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            stock = {"main": held(pid) | {"objects": len(gc.get_objects())}}
+            stock |= {"train worker": held(int(train_worker)), "val worker": held(int(val_worker))}
             Path(f"stock_{step.state.progress.iteration}.json").write_text(json.dumps(stock))
         return updated
 
@@ -47,7 +48,7 @@ def test_two_thousand_steps_hold_no_more_than_two_hundred(runs: Runs) -> None:
     assert training.wait() == 0, training.output
     early, late = (json.loads((runs.folder / f"stock_{number}.json").read_text()) for number in (EARLY, LATE))
     print(f"\nafter {EARLY}: {early}\nafter {LATE}: {late}")
-    for process in ("main", "worker"):
+    for process in early:
         for kind in ("threads", "handles"):
             assert late[process][kind] <= early[process][kind], (process, kind)
         assert late[process]["memory"] - early[process]["memory"] < MOST_GROWTH, process
