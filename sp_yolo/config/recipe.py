@@ -122,7 +122,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UserError(f"--set {item}: expected KEY=VALUE")
+            raise UserError(f"--set {' '.join(item.split())[:80]}: expected KEY=VALUE")
         result[key] = text
         if key != "root":  # a path, whatever it looks like
             with contextlib.suppress(ValueError):  # what looks like a list or a date and is none

@@ -139,7 +139,8 @@ class Trainer:
 
     def _go_on(self, content: dict[str, Any]) -> None:
         if self.world.main:
-            remove_leftovers(self.run.weights)
+            for folder in (self.run.path, self.run.weights):
+                remove_leftovers(folder)
         self.state.restore(content, str(self.run.path), self.schedule.updates())
         iteration = self.state.progress.iteration
         self.say(f"resumed {self.run.path} at iteration {iteration} of {self.schedule.iterations}")

@@ -33,9 +33,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a checkpoint (a zip file as torch.save has written since version 1.6)")
     try:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: not a checkpoint (a zip file as torch.save has written since version 1.6)")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, path)
     except PickleRefused as error:

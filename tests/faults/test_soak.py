@@ -21,7 +21,7 @@ def held(pid: int) -> dict[str, int]:
 
 
 def take_stock() -> None:
-    """Write what this process and its data workers hold after ``EARLY`` and ``LATE`` iterations to stock_<iteration>.json."""
+    """Write what this process and its data workers hold at ``EARLY`` and ``LATE`` to stock_<iteration>.json."""
     from sp_yolo.engine.step import TrainStep
 
     call = TrainStep.__call__
