@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what tensors free instead of giving it back to the kernel. True where that can be set.
 
     Every step frees and takes the same blocks again. glibc maps large ones anew each time, and the kernel then zeroes
-    them page by page: 4 to 7 % of a training step on a CPU (docs/speed.md). The peak is not raised: what a step needed
+    them page by page: a tenth of a training step on a CPU (docs/speed.md). The peak is not raised: what a step needed
     once it needs again. Elsewhere than in glibc nothing is done.
     """
     trim_threshold, most_mapped_blocks = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
@@ -90,6 +90,7 @@ def select_compute(device_text: str, amp_text: str, local_rank: int = 0, process
     device = select_device(device_text, local_rank, processes)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for libraries that are not told
+        torch.backends.cudnn.benchmark = True  # the sizes of a run's batches are few: each is worth a search
         fast: torch.dtype | None = (
             torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         )

@@ -290,6 +290,17 @@ def test_memory_cache_keeps_what_fits_and_says_so() -> None:
     assert [int(cache(index)[0]) for index in range(5)] == [0, 1, 2, 3, 4] and sorted(loads) == [0, 1, 2, 3, 4]
 
 
+def test_processes_of_one_machine_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 images of 64 x 42 px need 32 KB; half of 70 KB holds them all, half of that again does not."""
+    config = yolo_set(tmp_path, {str(n): ROW for n in range(4)})
+    free, size = 70_000, 3 * 64 * 42
+    monkeypatch.setattr("sp_yolo.data.dataset.free_memory", lambda: free)
+    alone, shared = (DetectionDataset(config, "val", 64, cache_images=True, processes=n) for n in (1, 2))
+    assert free / 4 < 4 * size < free / 2
+    assert alone.in_memory and "4 images cached" in alone.cache_note
+    assert not shared.in_memory and "2 of 4 cached" in shared.cache_note
+
+
 def test_disk_cache_without_room_goes_on_uncached(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

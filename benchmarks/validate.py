@@ -1,6 +1,6 @@
 """Speed of validation, and where its time goes: loading, network, NMS, metric.
 
-python benchmarks/evaluate.py --weights runs/train/exp/weights/best.pt --data data/toy.yaml --img 320 --threads 2
+python benchmarks/validate.py --weights runs/train/exp/weights/best.pt --data data/toy.yaml --img 320 --threads 2
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> None:
     totals = [sum(share.values()) for share in shares]
     rates = [count / total for total in totals]
     print(f"{statistics.median(rates):.1f} images/s (median of {len(rates)}, {min(rates):.1f} to {max(rates):.1f})")
+    print(f"peak memory of this process {compute.peak_memory() / 2**20:.0f} MiB")
     print(f"{'stage':>10}{'ms/image':>12}{'share':>9}")
     for stage in shares[0]:
         seconds = statistics.median(share[stage] for share in shares)
