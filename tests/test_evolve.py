@@ -110,6 +110,9 @@ def test_an_evolution_goes_on_and_repeats(options: dict[str, Any], here: Path, m
     assert [float(row["fitness"]) for row in rows] == [0.1, 0.3, 0.2, 0.05]
     recipe = load_hyp("sgd.tiny.yaml")
     assert float(rows[0]["lr0"]) == recipe["lr0"] and float(rows[1]["lr0"]) != recipe["lr0"]
+    rates = [float(row["lr0"]) for row in rows]
+    for number in (2, 3):  # each generation draws factors of its own
+        assert all(abs(rates[number] / rate - rates[1] / rates[0]) > 1e-3 for rate in rates[:number])
     assert "mixup" not in rows[0]  # zero stays zero
     assert sorted(entry.name for entry in here.iterdir() if entry.is_dir()) == ["generation001"]
     evolved = load_hyp(here / "hyp_evolved.yaml")

@@ -95,8 +95,12 @@ class _Run:
         self.model.train()
         started = time.perf_counter()
         loss_sum, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for number, (images, labels) in enumerate(self._batches(epoch)):
-            loss = self._step(epoch * self.schedule.batches_per_epoch + number, images, labels)
+        train, config = self.splits.train, self.config
+        augmented = train.images.shape[1] == 3 if config.augment is None else config.augment
+        order = batches(train, config.batch_size, seed=config.seed, epoch=epoch, augmented=augmented)
+        for number, (images, labels) in enumerate(order):
+            iteration = epoch * self.schedule.batches_per_epoch + number
+            loss = self._step(iteration, self._normalised(images), labels.to(self.device))
             loss_sum += loss.double() * len(labels)
             count += len(labels)
         rate = count / (time.perf_counter() - started)
@@ -130,18 +134,6 @@ class _Run:
         self.optimizer.step()
         return loss.detach()
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every training image once, in an order and with an augmentation that (seed, epoch) decide."""
-        train, stream = self.splits.train, generator(self.config.seed, ORDER, epoch)
-        augmented = self.config.augment
-        if augmented is None:
-            augmented = train.images.shape[1] == 3
-        for indices in torch.randperm(len(train), generator=stream).split(self.config.batch_size):
-            images = train.images[indices]
-            if augmented:
-                images = crop_and_flip(images, stream)
-            yield self._normalised(images), train.labels[indices].to(self.device)
-
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (value.to(self.device)[:, None, None] for value in (self.splits.mean, self.splits.std))
         pixels = images.to(self.device, torch.float32, memory_format=torch.channels_last)
@@ -173,6 +165,16 @@ class _Run:
             "optimizer_bytes": state_bytes(self.optimizer.state),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+
+
+def batches(
+    part: ImageSet, batch_size: int, *, seed: int, epoch: int, augmented: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once (uint8 [B, C, H, W]) with its label, in an order and augmented as (seed, epoch) decide."""
+    stream = generator(seed, ORDER, epoch)
+    for indices in torch.randperm(len(part), generator=stream).split(batch_size):
+        images = part.images[indices]
+        yield crop_and_flip(images, stream) if augmented else images, part.labels[indices]
 
 
 def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:

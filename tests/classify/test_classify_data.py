@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import pictures
+from tiny_pictures import pictures
 
 from sp_yolo.classify import open_source
 from sp_yolo.data.toy import draw_image

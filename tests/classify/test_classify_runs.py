@@ -18,7 +18,7 @@ from sp_yolo.classify import (
     open_source,
 )
 from sp_yolo.classify.splits import generator, stratified, with_noise
-from sp_yolo.classify.training import crop_and_flip
+from sp_yolo.classify.training import batches, crop_and_flip
 from sp_yolo.cli import main
 from sp_yolo.errors import NonFiniteError, UserError
 
@@ -77,6 +77,25 @@ def test_too_many_samples() -> None:
         make_splits(numbered(200), samples=170)
 
 
+def test_every_epoch_of_every_seed_has_an_order_of_its_own() -> None:
+    part = numbered(100).train
+
+    def order(seed: int, epoch: int) -> list[int]:
+        pairs = list(batches(part, 30, seed=seed, epoch=epoch, augmented=False))
+        assert [len(labels) for _, labels in pairs] == [30, 30, 30, 10]
+        numbers = torch.cat([images.view(-1) for images, _ in pairs])
+        assert torch.equal(torch.cat([labels for _, labels in pairs]), numbers.long() % 4)
+        return numbers.tolist()
+
+    orders = [order(0, 0), order(0, 1), order(1, 0)]
+    assert all(sorted(numbers) == list(range(100)) for numbers in orders)
+    assert order(0, 0) == orders[0] and orders[0] != orders[1] != orders[2] != orders[0]
+    wide = ImageSet(torch.arange(160, dtype=torch.uint8).view(10, 1, 4, 4), torch.zeros(10, dtype=torch.int64))
+    moved = [torch.cat([i for i, _ in batches(wide, 5, seed=0, epoch=e, augmented=True)]) for e in (0, 0, 1)]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+    assert not torch.equal(moved[0], torch.cat([i for i, _ in batches(wide, 5, seed=0, epoch=0, augmented=False)]))
+
+
 def test_crop_and_flip_against_a_loop() -> None:
     images = torch.randint(0, 256, (40, 3, 10, 12), dtype=torch.uint8, generator=generator(1))
     found = crop_and_flip(images, generator(5))
@@ -127,7 +146,12 @@ def test_every_optimizer_learns(tiny_npz: Path, optimizer: str) -> None:
     torch.set_num_threads(1)
     rate = {"sp": 0.1, "sgd": 0.05}.get(optimizer, 0.003)
     config = load_classify_config(model="cnn-bn", optimizer=optimizer, epochs=8, batch_size=20, overrides={"lr0": rate})
-    outcome = fit(config, tiny_splits(tiny_npz))
+    splits = tiny_splits(tiny_npz)
+    outcome = fit(config, splits)
+    with torch.no_grad():  # BatchNorm's averages, not the batch's, are what is measured with
+        logits = outcome.model((splits.test.images / 255 - splits.mean) / splits.std)
+    loss = torch.nn.functional.cross_entropy(logits, splits.test.labels)
+    assert outcome.summary["test_loss"] == pytest.approx(float(loss), rel=1e-4)
     assert outcome.epochs[0]["train_loss"] > 2 * outcome.epochs[-1]["train_loss"]
     assert outcome.summary["test_accuracy"] > 0.8 and outcome.summary["train_accuracy"] > 0.95
     assert outcome.epochs[-1]["lr"]["backbone"] == pytest.approx(rate * 0.01)

@@ -76,9 +76,12 @@ def test_processes_change_no_number_and_pass_mistakes_on(
     assert timeless(run_cells(cells, tmp_path / "there", 1, quiet)) == timeless(here)
 
 
-def test_a_cell_keeps_what_the_table_needs(tiny_study: Study, tmp_path: Path) -> None:
+def test_a_cell_keeps_what_the_table_needs(tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, fit = [], cells_module.fit
+    monkeypatch.setattr(cells_module, "fit", lambda *rest, **more: looked.append(more["test"]) or fit(*rest, **more))
     tune, final = (cell_of(tiny_study, tiny_study.variants[0], 0.3, 0, measure) for measure in ("val", "test"))
     tuned, measured = run_cells([tune, final], tmp_path, 1, quiet)
+    assert looked == [False, True]  # tuning never looks at the test split
     assert tuned["score"] == tuned["val_score"] == measured["val_score"] == tuned["curve"][-1]
     assert measured["curve"] == tuned["curve"] and len(tuned["curve"]) == 2
     assert 0 <= measured["train_score"] <= 1 and measured["optimizer_bytes"] > 100_000
