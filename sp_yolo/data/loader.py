@@ -177,8 +177,8 @@ class Loader:
             ) from None
 
     def close(self) -> None:
-        """End the workers now: a process that exits with an error in flight would wait for them."""
-        iterator = self._torch_loader._iterator
+        """End the workers, which an exit with an error in flight would wait for; ``epoch`` starts new ones."""
+        iterator, self._torch_loader._iterator = self._torch_loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
 

@@ -196,3 +196,14 @@ def test_the_global_random_generators_are_left_alone(tmp_path: Path) -> None:
     list(loader.epoch(0))
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]
+
+
+def test_a_closed_loader_has_no_workers_and_can_start_again(tmp_path: Path) -> None:
+    loader, before = _loader(_dataset(tmp_path, 6), workers=1), _children()
+    first = list(loader.epoch(0))
+    workers = _children() - before
+    assert workers
+    loader.close()
+    assert not workers & _children()
+    assert _same(list(loader.epoch(0)), first)
+    loader.close()
