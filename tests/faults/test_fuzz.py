@@ -90,7 +90,12 @@ def check_voc(path: Path, data: bytes) -> None:
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 70), st.floats(), st.sampled_from(["5", "a", ""]), st.just(10**400)
 )
-FIELDS = st.one_of(VALUES, st.lists(VALUES, max_size=4), st.lists(st.floats(-9, 70), min_size=4, max_size=4))
+FIELDS = st.one_of(
+    VALUES,
+    st.lists(VALUES, max_size=4),
+    st.lists(st.floats(-9, 70), min_size=4, max_size=4),
+    st.lists(st.one_of(st.floats(), st.integers(-3, 70), st.just(10**400)), min_size=4, max_size=4),
+)
 ENTRIES = st.dictionaries(
     st.sampled_from(
         ["id", "name", "file_name", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "width"]
@@ -169,19 +174,24 @@ LISTS = st.lists(SCALARS, max_size=4).map(lambda each: "[" + ", ".join(each) + "
 MAPPINGS = st.lists(st.tuples(SCALARS, SCALARS), max_size=3).map(
     lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
 )
-YAML_KEYS = [*HYP_RULES, "train", "val", "nc", "names", "root", "path", "format", "images", "generate", "x"]
+DATASET_KEYS = ["train", "val", "nc", "names", "root", "path", "format", "images", "generate", "x"]
+YAML_KEYS = [*HYP_RULES, *DATASET_KEYS]
 YAML_LINES = st.lists(
     st.tuples(st.one_of(st.sampled_from(YAML_KEYS), SCALARS), st.one_of(SCALARS, LISTS, MAPPINGS)), max_size=6
 ).map(lambda pairs: "".join(f"{key}: {value}\n" for key, value in pairs))
-TREES = st.dictionaries(
-    st.sampled_from(YAML_KEYS),
-    st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-        lambda inner: st.one_of(
-            st.lists(inner, max_size=3),
-            st.dictionaries(st.one_of(st.integers(0, 3), st.text(max_size=2)), inner, max_size=3),
-        ),
-        max_leaves=5,
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.integers(0, 2), st.text(max_size=2)), inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+TREES = st.one_of(
+    st.dictionaries(st.sampled_from(YAML_KEYS), ANYTHING),
+    # sound but for one value, so that the reader comes to it
+    st.tuples(st.sampled_from(DATASET_KEYS), ANYTHING).map(
+        lambda pair: {"train": ".", "names": ["a"], pair[0]: pair[1]}
     ),
 ).map(lambda tree: yaml.safe_dump(tree, allow_unicode=True))
 CONFIG = st.one_of(YAML_LINES, TREES, st.text()).map(lambda text: text.encode("utf-8", "replace")) | st.binary()
