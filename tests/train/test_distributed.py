@@ -1,4 +1,4 @@
-"""Two processes under torchrun on a CPU: the numbers of one process; one run and folder; stopped and resumed together."""
+"""Two processes under torchrun on a CPU: the numbers of one process; one run, one folder; stopped, resumed together."""
 
 import json
 import signal
