@@ -95,12 +95,18 @@ def test_first_loss_is_that_of_plain_sgd(checkout: Path, run_folder: Path) -> No
     assert ours[-1]["loss"] != plain[-1]["loss"]
 
 
+def test_the_cap_can_be_sps_own(checkout: Path, run_folder: Path) -> None:
+    train(checkout, rcap=0.0)
+    assert {group["rcap"] for group in checkpoint("epoch1.pt", checkout)["optimizer"]["param_groups"]} == {0.0}
+
+
 def test_settings_reach_the_optimizer(checkout: Path, run_folder: Path) -> None:
     settings = {"lr": 0.2, "gamma_start": 1.0, "sigma_head": 0.5, "total_steps": 6, "every": 1, "end": 0.5}
     train(checkout, **settings)
     saved = checkpoint("epoch1.pt", checkout)
     backbone, head = saved["optimizer"]["param_groups"][:2]
     assert (backbone["initial_lr"], backbone["gamma_start"], backbone["sigma"]) == (0.2, 1.0, 0.0)
+    assert backbone["rcap"] == 1.3  # the detector's, not SP's own default
     assert head["sigma"] == 0.5
     layers = saved["model"].model
     zeros = [
