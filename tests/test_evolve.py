@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mini_network import MINI
 
 from sp_yolo import evolve as evolve_module
 from sp_yolo.cli import main_train
@@ -16,20 +17,6 @@ from sp_yolo.config import HYP_RULES, load_config, load_hyp
 from sp_yolo.data import ensure_toy_dataset
 from sp_yolo.errors import NonFiniteError, UserError
 from sp_yolo.evolve import best, choose_parent, evolve, mutable_keys, mutate
-
-MINI = """
-nc: 6
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors: [[8,8, 12,12, 16,16], [20,20, 28,28, 36,36], [40,40, 50,50, 60,60]]
-backbone:
-  - [-1, 1, Conv, [8, 3, 4]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-head:
-  - [[1, 2, 3], 1, IDetect, [nc, anchors]]
-"""
 
 
 @pytest.fixture(scope="module")

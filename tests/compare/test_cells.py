@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mini_network import MINI
 
 from sp_yolo.compare import cells as cells_module
 from sp_yolo.compare.cells import run_cells
@@ -127,26 +128,11 @@ def test_a_subset_keeps_images_boxes_and_the_other_splits(toy_yaml: Path, tmp_pa
         subset_yaml(str(toy_yaml), None, 13, 0, tmp_path)
 
 
-SMALL_DETECTOR = """
-nc: 6
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors: [[8,8, 12,12, 16,16], [20,20, 28,28, 36,36], [40,40, 50,50, 60,60]]
-backbone:
-  - [-1, 1, Conv, [8, 3, 4]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-head:
-  - [[1, 2, 3], 1, IDetect, [nc, anchors]]
-"""
-
-
 def test_detection_cells(toy_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)  # plots have their own tests
     cfg = tmp_path / "small.yaml"
-    cfg.write_text(SMALL_DETECTOR)
+    cfg.write_text(MINI)
     options = {"data": str(toy_yaml), "cfg": str(cfg), "img_size": 64, "epochs": 1, "batch_size": 4, "samples": 8}
     options |= {"device": "cpu", "workers": 0, "noautoanchor": True}
     variants = [Variant("sp", "sp", (0.01,), {}), Variant("adamw", "adamw", (0.001,), {})]

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fault_runs import MINI, Runs
+from fault_runs import Runs
+from mini_network import MINI
 
 from sp_yolo.data import ensure_toy_dataset
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import CHECKOUT, Program, small
+from program import CHECKOUT, Program, small
 
 
 def start(program: Program, *flags: str) -> "subprocess.Popen[str]":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import small
+from program import small
 
 from sp_yolo.cli import main, main_train
 from sp_yolo.config import load_config

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Program, small
+from program import Program, small
 
 from sp_yolo.cli import main_train
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Program, small
+from program import Program, small
 
 from sp_yolo.config import load_config
 from sp_yolo.engine import Trainer

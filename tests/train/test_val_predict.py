@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import small
+from program import small
 
 from sp_yolo.boxes import xyxy_to_cxcywh
 from sp_yolo.cli import main, main_train
