@@ -1,4 +1,4 @@
-"""The errors a user may see. Each carries the exit code of the process that ends with it (docs/faults.md lists them)."""
+"""The errors a user may see. Each carries the exit code of the process that ends with it (listed in docs/faults.md)."""
 
 from __future__ import annotations
 
