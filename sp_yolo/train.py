@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--cfg", help="model: a name such as yolov7-tiny, or a YAML in the original's grammar")
     option("--data", help="dataset YAML (default: data/toy.yaml, generated)")
     option("--hyp", help="recipe YAML (default: by optimizer and model, e.g. hyp/sp.tiny.yaml)")
-    option("--epochs", type=int, help="default 300; the toy data 16")
+    option("--epochs", type=int, help="default 300; the toy data 18")
     option("--batch-size", "--batch", type=int, help="total over all devices (default 16; the toy data 8)")
     option("--img-size", "--img", "--imgsz", type=int, nargs="+", help="train and test size in px (default 640 640)")
     option("--rect", action="store_true", help="rectangular training: no mosaic, batches sorted by aspect ratio")

@@ -24,7 +24,7 @@ DEFAULT_CFG = "yolov7-tiny"
 CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
 SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
-TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 16, 8, 192, "sp.toy.yaml"
+TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 18, 8, 192, "sp.toy.yaml"
 EPOCHS, BATCH, SIZE = 300, 16, 640
 TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a model gets
 
