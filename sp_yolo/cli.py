@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sp_yolo.errors import SPYoloError
 
@@ -26,10 +27,18 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse without abbreviations: they break as soon as a longer flag shares them."""
+    """argparse with one line per mistake, and without abbreviations: they break as soon as a longer flag shares them."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.split() if message.startswith("unrecognized arguments") else []
+        for word in unknown:
+            near = difflib.get_close_matches(word, self._option_string_actions, 1) if word.startswith("--") else []
+            if near:
+                message += f"; did you mean {near[0]}?"
+        self.exit(2, f"error: {message} (all flags: {self.prog} --help)\n")
 
 
 def guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -209,6 +209,7 @@ class Trainer:
                     continue
                 # All processes stop after the same step, or those that go on would wait for the others for ever.
                 if signal := largest(self.interrupt.signal, self.world):
+                    bar.close()  # or it would draw itself once more, below the last words
                     self._stop(signal)
                 if self._save_is_due():
                     self.save()

@@ -26,6 +26,26 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (all flags: train_sp.py --help)"),
+        (["--epochs", "three"], "argument --epochs: invalid int value: 'three' (all"),
+        (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_flag_typed_wrong_is_one_line(
+    flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main_train(flags)
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and err.startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
         (["--hyp", "nosuch.yaml"], "nosuch.yaml: no such file"),
         (["--set", "lr0=abc"], "lr0 = 'abc': must be a number"),
         (["--set", "nosuchkey=1"], "unknown hyperparameter 'nosuchkey'"),
