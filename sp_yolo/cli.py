@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one line per mistake, and without abbreviations: they break as soon as a longer flag shares them."""
+    """argparse with one line per mistake and without abbreviations: they break as soon as a longer flag shares them."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
