@@ -25,6 +25,7 @@ from sp_yolo.engine import Trainer
 from sp_yolo.engine.progress import fitness
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError, UserError
+from sp_yolo.eval.plots import new_figure, save_figure
 
 GENERATIONS = 300
 PARENTS = 5
@@ -210,20 +211,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     Raises:
         EnvironmentFault: matplotlib is missing. StorageError: ``path`` cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EnvironmentFault("plots need matplotlib: pip install 'sp-yolo[plots]'") from None
     keys = ["generation", *(key for key in rows[0] if key not in _COLUMNS)]
     columns = 5
-    figure = Figure(figsize=(3 * columns, 2.5 * -(-len(keys) // columns)), layout="constrained")
+    figure = new_figure(3 * columns, 2.5 * -(-len(keys) // columns))
     heights, top = [row["fitness"] for row in rows], best(rows)
     for place, key in enumerate(keys, 1):
         axes = figure.add_subplot(-(-len(keys) // columns), columns, place)
         axes.scatter([row[key] for row in rows], heights, s=12, c=[row["generation"] for row in rows])
         axes.plot(top[key], top["fitness"], "k+", markersize=12)
         axes.set_title(f"{key} {top[key]:.4g}", fontsize=9)
-    try:
-        figure.savefig(path, dpi=100)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
+    save_figure(figure, path, dpi=100)

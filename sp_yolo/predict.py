@@ -17,7 +17,7 @@ import torch
 from sp_yolo.boxes import boxes_to_original, letterbox, non_max_suppression
 from sp_yolo.data.images import EXTENSIONS, ImageFault, read_image
 from sp_yolo.engine.device import Compute, select_compute
-from sp_yolo.engine.inputs import to_input
+from sp_yolo.engine.inputs import round_up, size_grid, to_input
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import class_color, draw_box
@@ -54,13 +54,13 @@ class Detector:
         augment: bool = False,
     ) -> None:
         model = model_from_weights(weights)
-        self.names, self.stride = model.names, max(int(model.stride.max()), 32)
+        self.names, self.stride = model.names, size_grid(model)
         for label in classes or []:
             if not 0 <= label < len(self.names):
                 raise UserError(f"--classes {label}: the model has classes 0..{len(self.names) - 1}")
         self.model = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
         self.compute, self.augment = compute, augment
-        self.image_size = -(-image_size // self.stride) * self.stride
+        self.image_size = round_up(image_size, self.stride)
         self.nms: dict[str, Any] = {
             "conf_thres": conf_thres,
             "iou_thres": iou_thres,

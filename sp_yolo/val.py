@@ -11,6 +11,7 @@ import torch
 
 from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
+from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.pictures import RunPictures
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
@@ -56,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     classes = len(dataset.class_names(single))
     if model.num_classes != classes and not single:
         raise UserError(f"{arguments.weights}: {model.num_classes} classes, but {dataset.path} has {classes}")
-    stride = max(int(model.stride.max()), 32)
+    stride = size_grid(model)
     asked = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
-    size = -(-asked // stride) * stride
+    size = round_up(asked, stride)
     split = "val" if arguments.task == "speed" else arguments.task
     data_set, loader, evaluator = build.build_val_data(
         dataset,

@@ -14,7 +14,7 @@ from sp_yolo import __version__
 from sp_yolo.classify.data import Source, open_source
 from sp_yolo.classify.models import MODELS
 from sp_yolo.classify.settings import OPTIMIZERS, ClassifyConfig, load_classify_config
-from sp_yolo.classify.splits import make_splits
+from sp_yolo.classify.splits import config_splits
 from sp_yolo.classify.training import fit
 from sp_yolo.compare.plots import draw_lines
 from sp_yolo.compare.statistics import mean_interval
@@ -103,13 +103,7 @@ def open_config_source(config: ClassifyConfig) -> Source:
 def _one_seed(config: ClassifyConfig, source: Source, folder: RunDir) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One run, its files in a folder of its own if there are several; returns its epochs and its summary."""
     run_folder = RunDir.create(str(folder.path), f"seed{config.seed}", exist_ok=True)
-    splits = make_splits(
-        source,
-        samples=config.samples,
-        val_samples=config.val_samples,
-        label_noise=config.label_noise,
-        seed=config.seed,
-    )
+    splits = config_splits(config, source)
     sizes = ", ".join(f"{len(getattr(splits, part))} {part}" for part in ("train", "val", "test"))
     print(f"seed {config.seed}: {sizes} images, {splits.wrong_labels} wrong labels", flush=True)
     outcome = fit(config, splits, on_epoch=_say)

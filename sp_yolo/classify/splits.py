@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sp_yolo.classify.data import ImageSet, Source
+from sp_yolo.classify.settings import ClassifyConfig
 from sp_yolo.errors import UserError
 
 VAL_SAMPLES = 1000  # images of the validation split, a fifth of the training data at most
@@ -36,6 +37,12 @@ def generator(*keys: int) -> torch.Generator:
     """A random stream on the CPU that the whole numbers ``keys`` alone decide."""
     word = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+
+
+def config_splits(config: ClassifyConfig, source: Source) -> Splits:
+    """What the run of ``config`` sees of ``source``; raises as :func:`make_splits`."""
+    keys = ("samples", "val_samples", "label_noise", "seed")
+    return make_splits(source, **{key: getattr(config, key) for key in keys})
 
 
 def make_splits(

@@ -17,7 +17,7 @@ from sp_yolo.classify.models import build_classifier
 from sp_yolo.classify.settings import OPTIMIZERS, ClassifyConfig
 from sp_yolo.classify.splits import ORDER, Splits, generator
 from sp_yolo.engine.device import select_device
-from sp_yolo.engine.optimizer import build_optimizer
+from sp_yolo.engine.optimizer import build_optimizer, set_rates
 from sp_yolo.engine.schedule import Schedule
 from sp_yolo.errors import NonFiniteError
 from sp_yolo.optim import SP
@@ -117,12 +117,7 @@ class _Run:
 
     def _step(self, iteration: int, images: Tensor, labels: Tensor) -> Tensor:
         plan = self.schedule.at(iteration, {group["name"]: self.hyp["lr0"] for group in self.optimizer.param_groups})
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.lr[group["name"]]
-            if "momentum" in group:
-                group["momentum"] = plan.momentum
-            else:
-                group["betas"] = (plan.momentum, group["betas"][1])
+        set_rates(self.optimizer, plan)
         logits = self.model(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.hyp["label_smoothing"])
         if not torch.isfinite(loss):

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from sp_yolo.classify import Source, fit, load_classify_config, make_splits, open_source
+from sp_yolo.classify import Source, fit, load_classify_config, open_source
+from sp_yolo.classify.splits import config_splits
 from sp_yolo.classify.training import state_bytes, zeros
 from sp_yolo.compare.study import Cell
 from sp_yolo.compare.subset import subset_yaml
 from sp_yolo.config import Config, DatasetConfig, load_config
 from sp_yolo.engine import Trainer, build
 from sp_yolo.engine.device import select_compute
+from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import validate
 from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError
@@ -110,13 +112,7 @@ def _one_thread() -> Iterator[None]:
 def _classify(cell: Cell, folder: Path) -> Result:
     config = load_classify_config(**cell.options, optimizer=cell.optimizer, seed=cell.seed, overrides=cell.overrides)
     source = _source(config.dataset, config.root, config.download, config.image_size)
-    splits = make_splits(
-        source,
-        samples=config.samples,
-        val_samples=config.val_samples,
-        label_noise=config.label_noise,
-        seed=config.seed,
-    )
+    splits = config_splits(config, source)
     chance = 1 / len(source.names)
     curve: list[float] = []
     try:
@@ -190,12 +186,12 @@ def _detection_result(cell: Cell, config: Config, summary: Result, run: Path) ->
 def measure_map(model: DetectionModel, dataset: DatasetConfig, split: str, config: Config) -> float:
     """mAP@.5:.95 of ``model`` on a split, measured as the trainer's validation does."""
     compute = select_compute(config.device, config.amp)
-    stride = max(int(model.stride.max()), 32)
+    stride = size_grid(model)
     size = build.complete(config, dataset).img_size[1]
     _, loader, evaluator = build.build_val_data(
         dataset,
         split,
-        image_size=-(-size // stride) * stride,
+        image_size=round_up(size, stride),
         batch_size=32,
         stride=stride,
         single_class=config.single_cls,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from sp_yolo.errors import EnvironmentFault, StorageError
+from sp_yolo.eval.plots import new_figure, save_figure
 
 Point = tuple[float, float]
 
@@ -24,7 +23,7 @@ def draw_lines(
     Raises:
         EnvironmentFault: matplotlib is missing. StorageError: ``path`` cannot be written.
     """
-    figure = _figure()
+    figure = new_figure(7, 5)
     axes = figure.add_subplot()
     for name, points in lines.items():
         x, y = [point[0] for point in points], [point[1] for point in points]
@@ -38,16 +37,4 @@ def draw_lines(
     axes.grid(alpha=0.3)
     if lines:
         axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _figure() -> Any:
-    """A figure of its own: pyplot's global state and backend stay untouched."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EnvironmentFault("plots need matplotlib: pip install 'sp-yolo[plots]'") from None
-    return Figure(figsize=(7, 5), layout="constrained")
+    save_figure(figure, path, dpi=120)

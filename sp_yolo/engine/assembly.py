@@ -36,10 +36,9 @@ def open_training_data(
     say: Say,
 ) -> tuple[DetectionDataset, Loader, int]:
     """Training data, their loader, and images per iteration over all processes."""
-    data, loader = build.build_train_data(config, dataset, hyp, stride, device, world)
+    data, loader, batch_size = build.build_train_data(config, dataset, hyp, stride, device, world)
     say(build.warnings_of(data))
     say(data.cache_note)
-    batch_size = build.total_batch(config, len(data), world)
     if batch_size < config.batch_size:
         say(f"--batch-size {config.batch_size} lowered to the {batch_size} training images there are")
     if config.rect and config.image_weights:

@@ -152,7 +152,7 @@ def total_batch(config: Config, images: int, world: World) -> int:
 def build_train_data(
     config: Config, dataset: DatasetConfig, hyp: Any, stride: int, device: torch.device, world: World
 ) -> Any:
-    """Training dataset and its loader."""
+    """Training dataset, its loader, and images per iteration over all processes."""
     per_process = max(config.batch_size // world.size, 1)
     data = DetectionDataset(
         dataset,
@@ -169,9 +169,10 @@ def build_train_data(
         compat=config.compat,
         processes=world.local_size,
     )
+    batch_size = total_batch(config, len(data), world)
     loader = build_loader(
         data,
-        batch_size=total_batch(config, len(data), world) // world.size,
+        batch_size=batch_size // world.size,
         shuffle=not (config.rect or config.compat),
         seed=config.seed,
         workers=loader_processes(config.workers, per_process, device, world, data.in_memory),
@@ -180,7 +181,7 @@ def build_train_data(
         pin_memory=device.type == "cuda",
         quad=config.quad,
     )
-    return data, loader
+    return data, loader, batch_size
 
 
 def build_val_data(

@@ -10,12 +10,23 @@ import torch
 from torch.nn import functional
 
 from sp_yolo.engine.device import Compute
+from sp_yolo.models import DetectionModel
 
 
 def to_input(images: torch.Tensor, compute: Compute) -> torch.Tensor:
     """uint8 [B,3,H,W] -> float [B,3,H,W] in 0..1 on the device, channels_last."""
     moved = images.to(compute.device, non_blocking=True)
     return moved.contiguous(memory_format=torch.channels_last).float().div_(255)
+
+
+def size_grid(model: DetectionModel) -> int:
+    """Sides of input images are multiples of it, in px: the stride of the coarsest level, 32 at least."""
+    return max(int(model.stride.max()), 32)
+
+
+def round_up(size: int, grid: int) -> int:
+    """The smallest multiple of ``grid`` that is not below ``size``."""
+    return -(-size // grid) * grid
 
 
 def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iteration: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sp_yolo.config import Hyp
+from sp_yolo.engine.schedule import StepPlan
 from sp_yolo.errors import UserError
 from sp_yolo.optim import SP, build_param_groups
 
@@ -58,6 +59,16 @@ def build_optimizer(
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         return kind(groups, lr=lr, betas=(momentum, 0.999))
     return _from_torch(name, groups, lr)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, plan: StepPlan, *, momentum: bool = True, betas: bool = True) -> None:
+    """Give each group its lr of ``plan``; unless told otherwise its momentum too, which is beta_1 of Adam's kin."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr[group["name"]]
+        if momentum and "momentum" in group:
+            group["momentum"] = plan.momentum
+        elif betas and "betas" in group:
+            group["betas"] = (plan.momentum, group["betas"][1])
 
 
 def _from_torch(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

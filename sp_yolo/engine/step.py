@@ -16,6 +16,7 @@ from sp_yolo.engine.device import Compute
 from sp_yolo.engine.distributed import World
 from sp_yolo.engine.finite import FiniteWatch, norms
 from sp_yolo.engine.inputs import rescale, to_input
+from sp_yolo.engine.optimizer import set_rates
 from sp_yolo.engine.progress import PARTS
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.schedule import Schedule, StepPlan
@@ -87,12 +88,7 @@ class TrainStep:
 
     def _update(self, plan: StepPlan) -> None:
         state, ours = self.state, self.config.optimizer in OPTIMIZERS  # any other keeps torch's own momentum
-        for group in state.optimizer.param_groups:
-            group["lr"] = plan.lr[group["name"]]
-            if ours and "momentum" in group:
-                group["momentum"] = plan.momentum
-            elif ours and "betas" in group and not self.config.compat:
-                group["betas"] = (plan.momentum, group["betas"][1])
+        set_rates(state.optimizer, plan, momentum=ours, betas=ours and not self.config.compat)
         if self.hyp["clip_norm"]:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.hyp["clip_norm"])

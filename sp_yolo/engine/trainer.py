@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +27,7 @@ from sp_yolo.engine.distributed import (
     leave_world,
 )
 from sp_yolo.engine.faults import explained
-from sp_yolo.engine.inputs import image_weights
+from sp_yolo.engine.inputs import image_weights, round_up, size_grid
 from sp_yolo.engine.interrupt import Interrupt
 from sp_yolo.engine.pictures import RunPictures
 from sp_yolo.engine.progress import RunningLoss
@@ -70,7 +69,7 @@ class Trainer:
             self.hyp_path, self.hyp = str(self.run.path / "hyp.yaml"), resumed["hyp"]
         else:
             self.model, self.hyp_path, self.hyp = build.build_detector(self.config, self.dataset, self.say)
-        self.stride = max(int(self.model.stride.max()), 32)
+        self.stride = size_grid(self.model)
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
         self._round_sizes()
         with explained(self.config.batch_size, self.config.img_size[0], self.world.size):
@@ -104,7 +103,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------- building
     def _round_sizes(self) -> None:
         given = self.config.img_size
-        train, test = (math.ceil(size / self.stride) * self.stride for size in given)
+        train, test = (round_up(size, self.stride) for size in given)
         sizes = (train, test)
         if sizes != given:
             self.say(f"--img-size {list(given)} rounded up to {list(sizes)}: multiples of {self.stride}")

@@ -22,8 +22,12 @@ PANELS = (
 )
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure of its own: pyplot's global state and backend stay untouched."""
+def new_figure(width: float, height: float) -> Any:
+    """A figure of ``width`` x ``height`` inches: pyplot's global state and backend stay untouched.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -53,7 +57,7 @@ def draw_curves(curves: Curves, directory: str | Path) -> list[Path]:
 
 
 def _lines(curves: Curves, x: np.ndarray, values: np.ndarray, axes: tuple[str, str], note: str, path: Path) -> None:
-    figure = _figure(9, 6)
+    figure = new_figure(9, 6)
     plot = figure.subplots()
     rows = np.flatnonzero(curves.counted)
     for row in rows if 1 < len(rows) <= MOST_LINES else []:
@@ -63,7 +67,7 @@ def _lines(curves: Curves, x: np.ndarray, values: np.ndarray, axes: tuple[str, s
         figure.legend(loc="outside right upper", fontsize="small")
     plot.set(xlabel=axes[0], ylabel=axes[1], xlim=(0, max(1.0, float(x[-1]))), ylim=(0, 1.02))
     plot.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(confusion: Confusion, names: Sequence[str], path: str | Path) -> None:
@@ -77,7 +81,7 @@ def draw_confusion(confusion: Confusion, names: Sequence[str], path: str | Path)
     ticks = [name for name, keep in zip([*names, "background"], used, strict=True) if keep]
     counts, shares = confusion.matrix[used][:, used], confusion.normalised()[used][:, used]
     side = min(max(0.45 * len(ticks) + 2.5, 5.0), 14.0)
-    figure = _figure(2 * side, side)
+    figure = new_figure(2 * side, side)
     plots = figure.subplots(1, 2)
     for plot, values, title in ((plots[0], counts, "boxes"), (plots[1], shares, "share of the true class")):
         plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -90,7 +94,7 @@ def draw_confusion(confusion: Confusion, names: Sequence[str], path: str | Path)
             text = str(values[y, x]) if values is counts else f"{values[y, x]:.2f}"
             color = "white" if shares[y, x] > 0.5 else "black"
             plot.text(x, y, text, ha="center", va="center", fontsize="x-small", color=color)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -99,7 +103,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         EnvironmentFault: matplotlib is missing.
     """
-    figure = _figure(3 * len(PANELS), 6)
+    figure = new_figure(3 * len(PANELS), 6)
     plots = figure.subplots(2, len(PANELS))
     epochs = [row["epoch"] for row in rows]
     for column, pair in enumerate(PANELS):
@@ -108,12 +112,13 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             plots[line, column].plot(epochs, values, marker="." if len(rows) < 60 else None)
             plots[line, column].set(title=title, xlabel="epoch" if line else "")
             plots[line, column].grid(alpha=0.3)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
+    """Raises StorageError where ``path`` cannot be written."""
     try:
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=dpi)
     except OSError as error:
         raise StorageError(f"{path}: picture cannot be written: {error.strerror}") from None
 
@@ -124,7 +129,7 @@ def draw_label_statistics(labels: np.ndarray, names: Sequence[str], path: str | 
     Raises:
         EnvironmentFault: matplotlib is missing.
     """
-    figure = _figure(15, 5)
+    figure = new_figure(15, 5)
     classes, centres, sides = figure.subplots(1, 3)
     counts = np.bincount(labels[:, 0].astype(int), minlength=len(names))
     classes.bar(range(len(names)), counts)
@@ -138,4 +143,4 @@ def draw_label_statistics(labels: np.ndarray, names: Sequence[str], path: str | 
         plot.hist2d(labels[:, columns[0]], labels[:, columns[1]], bins=40, range=((0, 1), (0, 1)), cmap="Blues")
         plot.set(title=title, xlabel=axes[0], ylabel=axes[1])
     centres.invert_yaxis()
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
