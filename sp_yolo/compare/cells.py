@@ -114,17 +114,13 @@ def _classify(cell: Cell, folder: Path) -> Result:
     source = _source(config.dataset, config.root, config.download, config.image_size)
     splits = config_splits(config, source)
     chance = 1 / len(source.names)
-    curve: list[float] = []
+    records: list[dict[str, Any]] = []
     try:
         with _one_thread():
-            outcome = fit(
-                config,
-                splits,
-                test=cell.measure == "test",
-                on_epoch=lambda record: curve.append(record["val_accuracy"]),
-            )
+            outcome = fit(config, splits, test=cell.measure == "test", on_epoch=records.append)
     except NonFiniteError as error:
-        return {"score": chance, "val_score": chance, "failed": True, "curve": curve, "remark": str(error)}
+        curves = _curves(records, "val_accuracy", "train_loss")
+        return {"score": chance, "val_score": chance, "failed": True, "remark": str(error), **curves}
     found = outcome.summary
     score = found[f"{cell.measure}_accuracy"]
     return {
@@ -135,8 +131,13 @@ def _classify(cell: Cell, folder: Path) -> Result:
         "zeros": found["zeros"],
         "seconds": found["seconds"],
         "optimizer_bytes": found["optimizer_bytes"],
-        "curve": curve,
+        **_curves(records, "val_accuracy", "train_loss"),
     }
+
+
+def _curves(records: list[dict[str, Any]], score: str, loss: str) -> Result:
+    """Per epoch: the score on the validation split (NaN where it was not measured) and the training loss."""
+    return {"curve": [record[score] for record in records], "losses": [record[loss] for record in records]}
 
 
 # ------------------------------------------------------------------------------------------------------------ detection
@@ -156,7 +157,8 @@ def _detect(cell: Cell, folder: Path) -> Result:
             summary = Trainer(config).fit()
             return _detection_result(cell, config, summary, run)
     except NonFiniteError as error:
-        return {"score": 0.0, "val_score": 0.0, "failed": True, "curve": [], "remark": str(error)}
+        failed = {"score": 0.0, "val_score": 0.0, "failed": True, "remark": str(error)}
+        return {**failed, **_curves(_records(run), "map50_95", "total")}
     finally:
         shutil.rmtree(run / "weights", ignore_errors=True)  # tens of MB for each run
 
@@ -169,7 +171,6 @@ def _detection_result(cell: Cell, config: Config, summary: Result, run: Path) ->
         splits = [split for split in ("train", "test") if getattr(dataset, split)]
         scores |= {split: measure_map(model, dataset, split, config) for split in splits}
     score = scores.get(cell.measure, scores["val"])
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     optimizer = torch.load(run / "weights" / "last.pt", weights_only=True)["optimizer"]
     return {
         "score": score,
@@ -179,8 +180,13 @@ def _detection_result(cell: Cell, config: Config, summary: Result, run: Path) ->
         "zeros": zeros(model),
         "seconds": summary["wall_seconds"],
         "optimizer_bytes": state_bytes(optimizer["state"]),
-        "curve": [record["map50_95"] for record in records],
+        **_curves(_records(run), "map50_95", "total"),
     }
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def measure_map(model: DetectionModel, dataset: DatasetConfig, split: str, config: Config) -> float:

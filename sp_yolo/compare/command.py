@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     except EnvironmentFault as fault:
         print(fault)
     print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"results in {folder}: report.md, cells.csv, curves.png, lr.png")
+    print(f"results in {folder}: report.md, cells.csv, curves.png, losses.png, lr.png")
     return 0
 
 

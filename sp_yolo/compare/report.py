@@ -51,7 +51,7 @@ def _mean(values: Sequence[float]) -> float:
 def write_report(
     study: Study, tuning: Sequence[Result], final: Sequence[Result], folder: Path, command: str
 ) -> list[str]:
-    """Write report.md, cells.csv, curves.png, lr.png; returns the lines of the Markdown table.
+    """Write report.md, cells.csv, curves.png, losses.png, lr.png; returns the lines of the Markdown table.
 
     Raises:
         EnvironmentFault: matplotlib is missing (the table and the CSV are written by then).
@@ -192,22 +192,28 @@ def _csv(results: Sequence[Result]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- plots
 def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folder: Path) -> None:
     metric = METRIC[study.task]
-    curves, rates = {}, {}
-    for variant in study.variants:
-        whole = [r["curve"] for r in final if r["variant"] == variant.name and not r.get("remark")]
-        curves[variant.name] = [_point(epoch + 1, values) for epoch, values in enumerate(zip(*whole, strict=False))]
-        rates[variant.name] = [_point(lr0, _scores(tuning, variant, lr0)) for lr0 in variant.grid]
-    n = f"mean and 95 % interval of {study.seeds} seeds"
-    draw_lines(folder / "curves.png", curves, title=f"{study.name}: {n}", labels=("epoch", f"validation {metric}"))
+    title = f"{study.name}: mean and 95 % interval of {study.seeds} seeds"
+    for name, key, scale, label in (
+        ("curves.png", "curve", 100, f"validation {metric}"),
+        ("losses.png", "losses", 1, "training loss"),
+    ):
+        lines = {variant.name: _curve(variant, final, key, scale) for variant in study.variants}
+        draw_lines(folder / name, lines, title=title, labels=("epoch", label))
     draw_lines(
         folder / "lr.png",
-        {name: [point[:2] for point in points] for name, points in rates.items()},
+        {v.name: [(lr0, 100 * _mean(_scores(tuning, v, lr0))) for lr0 in v.grid] for v in study.variants},
         title=f"{study.name}: mean of {study.tuning_seeds} seeds",
         labels=("lr0", f"validation {metric}"),
         log_x=True,
     )
 
 
-def _point(x: float, values: Sequence[float]) -> tuple[float, float, float]:
-    found = mean_interval([100 * value for value in values])
-    return x, found.mean, 0.0 if math.isnan(found.half_width) else found.half_width
+def _curve(variant: Variant, final: Sequence[Result], key: str, scale: float) -> list[tuple[float, float, float]]:
+    """(epoch, mean, half-width) over the runs that reached their end; epochs that were not validated are left out."""
+    whole = [r.get(key, ()) for r in final if r["variant"] == variant.name and not r.get("remark")]
+    points: list[tuple[float, float, float]] = []
+    for epoch, values in enumerate(zip(*whole, strict=False), 1):
+        if all(value is not None and math.isfinite(value) for value in values):
+            found = mean_interval([scale * value for value in values])
+            points.append((epoch, found.mean, 0.0 if math.isnan(found.half_width) else found.half_width))
+    return points

@@ -84,7 +84,8 @@ def test_a_cell_keeps_what_the_table_needs(tiny_study: Study, tmp_path: Path, mo
     tuned, measured = run_cells([tune, final], tmp_path, 1, quiet)
     assert looked == [False, True]  # tuning never looks at the test split
     assert tuned["score"] == tuned["val_score"] == measured["val_score"] == tuned["curve"][-1]
-    assert measured["curve"] == tuned["curve"] and len(tuned["curve"]) == 2
+    assert measured["curve"] == tuned["curve"] and len(tuned["curve"]) == len(tuned["losses"]) == 2
+    assert tuned["losses"][1] < tuned["losses"][0] < 2
     assert 0 <= measured["train_score"] <= 1 and measured["optimizer_bytes"] > 100_000
     renamed = dataclasses.replace(final, variant="SP")
     assert run_cells([renamed], tmp_path, 1, quiet)[0]["variant"] == "SP"
@@ -142,7 +143,8 @@ def test_detection_cells(toy_yaml: Path, tmp_path: Path, monkeypatch: pytest.Mon
     weights = sum(parameter.numel() for parameter in build_model(str(cfg), 6).parameters())
     for result in results:
         records = [json.loads(line) for line in next(folder.glob(f"runs/{result['variant']}*/metrics.jsonl")).open()]
-        assert result["curve"] == [records[0]["map50_95"]] and "train_score" in result and result["seconds"] > 0
+        assert result["curve"] == [records[0]["map50_95"]] and result["losses"] == [records[0]["total"]]
+        assert "train_score" in result and result["seconds"] > 0
         assert 8 * weights <= result["optimizer_bytes"] < 8 * weights + 500  # two float32 each, and a few scalars
         assert result["score"] == result["val_score"]  # no test split: measured on val
     assert not list(folder.glob("runs/*/weights")) and "Epoch" not in capsys.readouterr().out

@@ -29,6 +29,7 @@ def result(variant: str, lr0: float, seed: int, score: float, **more: Any) -> di
         "zeros": 0.5,
         "seconds": 2.0,
         "curve": [0.5, score],
+        "losses": [2.0, 1.0 - score],
     }
     return {**base, "optimizer_bytes": 250000, **more}
 
@@ -83,7 +84,7 @@ def test_files_of_a_report(study: Study, tmp_path: Path, monkeypatch: pytest.Mon
     rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
     assert len(rows) == len(TUNING) + len(FINAL)
     assert (rows[0]["variant"], float(rows[0]["score"]), rows[11]["failed"]) == ("SP", 0.9, "True")
-    for name in ("curves.png", "lr.png"):
+    for name in ("curves.png", "losses.png", "lr.png"):
         assert (tmp_path / name).stat().st_size > 5000
     (tmp_path / "report.md").unlink()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -134,4 +135,9 @@ def test_curves_hold_mean_and_interval(study: Study, tmp_path: Path, monkeypatch
     write_report(study, TUNING, FINAL, tmp_path, "x")
     x, mean, half = drawn["curves.png"]["SP"][1]
     assert (x, mean) == (2, pytest.approx(93)) and half == pytest.approx(4.302653 * 2 / np.sqrt(3), rel=1e-6)
+    assert drawn["losses.png"]["SP"][0] == (1, 2.0, 0.0)
+    assert drawn["losses.png"]["SP"][1][:2] == (2, pytest.approx(0.07))
+    seldom = [{**r, "curve": [None, r["score"]], "losses": []} for r in FINAL]  # validated after the last epoch only
+    write_report(study, TUNING, seldom, tmp_path, "x")
+    assert [point[0] for point in drawn["curves.png"]["SP"]] == [2] and drawn["losses.png"]["SP"] == []
     assert drawn["lr.png"]["sgd"] == [(0.01, pytest.approx(71)), (0.1, pytest.approx(80.5)), (0.3, pytest.approx(50))]
