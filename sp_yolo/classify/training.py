@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +42,13 @@ def fit(
     *,
     test: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    make_optimizer: Callable[[nn.Module, dict[str, Any], int], torch.optim.Optimizer] | None = None,
 ) -> Outcome:
     """Train a network on ``splits.train`` and measure it on the validation split after each epoch.
 
     Initial weights, order and augmentation follow from ``config.seed`` alone, so runs of different optimizers are
-    pairs. ``test=False`` never looks at the test split: what tuning uses.
+    pairs. ``test=False`` never looks at the test split: what tuning uses. ``make_optimizer(model, hyperparameters,
+    steps of the run)`` replaces the optimizer of ``config``; its groups need a "name" each.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite; names the step.
@@ -60,7 +63,8 @@ def fit(
         model = build_classifier(config.model, len(splits.names), shape)  # type: ignore[arg-type]
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     builder = OPTIMIZERS[config.optimizer][0]
-    optimizer = build_optimizer(builder, model, hyp, weight_decay=hyp["weight_decay"], total_steps=schedule.iterations)
+    make = make_optimizer or functools.partial(_named, builder)
+    optimizer = make(model, hyp, schedule.iterations)
     run = _Run(config, splits, hyp, device, model, optimizer, schedule)
     started = time.perf_counter()
     records = []
@@ -70,6 +74,10 @@ def fit(
             on_epoch(records[-1])
     seconds = time.perf_counter() - started
     return Outcome(records, run.summary(records, seconds, test), model.eval())
+
+
+def _named(name: str, model: nn.Module, hyp: dict[str, Any], total_steps: int) -> torch.optim.Optimizer:
+    return build_optimizer(name, model, hyp, weight_decay=hyp["weight_decay"], total_steps=total_steps)
 
 
 def _schedule(hyp: dict[str, Any], config: ClassifyConfig, batches: int) -> Schedule:

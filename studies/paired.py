@@ -1,0 +1,38 @@
+"""A table of paired runs for the scripts beside it: one number per (row, seed), differences from the first row."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+from sp_yolo.compare.report import markdown, provenance
+from sp_yolo.compare.statistics import holm, mean_interval, paired_test
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that all of them have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--jobs", type=int, default=1, help="processes with one thread each")
+    return made
+
+
+def paired_table(run: Callable[[str, int], float], rows: Sequence[str], seeds: int, jobs: int) -> None:
+    """Print mean and 95 % interval of ``run(row, seed)`` per row, and the paired difference from the first row."""
+    cells = [(row, seed) for row in rows for seed in range(seeds)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        values = dict(zip(cells, pool.map(run, *zip(*cells, strict=True)), strict=True))
+    scores = {row: [values[row, seed] for seed in range(seeds)] for row in rows}
+    tests = {row: paired_test(scores[row], scores[rows[0]]) for row in rows[1:]}
+    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    lines = []
+    for row in rows:
+        difference = tests[row].difference.text(100, 2, "+") if row in tests else ""
+        lines.append((row, mean_interval(scores[row]).text(100, 2), difference, f"{adjusted.get(row, 1):.3f}"))
+    print("\n".join(markdown(("", "test accuracy, %", f"minus {rows[0]}", "p (Holm)"), lines)))
+    print(f"\n{seeds} seeds, ± half-width of the 95 % interval. {provenance()}")
