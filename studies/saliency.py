@@ -55,8 +55,9 @@ class WeighedSP(SP):
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for param in group["params"]:
-                if group["sigma"] and param.ndim >= 2 and param in self.state:
-                    self._gather(param, param.grad, self.state[param]["displacement"])
+                if group["sigma"] and param.ndim >= 2 and param.grad is not None:
+                    still = torch.zeros_like(param)  # before the first step
+                    self._gather(param, param.grad, self.state[param].get("displacement", still))
         return super().step(closure)
 
     def _gather(self, x: Tensor, g: Tensor, s: Tensor) -> None:
