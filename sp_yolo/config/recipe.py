@@ -85,7 +85,7 @@ HYP_RULES: dict[str, Rule] = {
     "ema_ramp": Rule("auto", 1.0, 1e6, _AUTO),
     "clip_norm": Rule(0.0, 0.0, 1e9),
     "sp_mode": Rule("robust", words=("robust", "paper")),
-    "sp_damping": Rule("none", words=("none", "diagonal")),
+    "sp_damping": Rule("none", words=("none", "diagonal", "fisher")),
     "sp_saliency": Rule("fisher", words=("fisher", "damping")),
     "sp_sigma_backbone": Rule(0.0, 0.0, 0.99),
     "sp_sigma_head": Rule(0.0, 0.0, 0.99),

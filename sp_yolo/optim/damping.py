@@ -10,6 +10,8 @@ from torch import Tensor
 
 # A squared displacement below the smallest normal float32 carries no information about curvature.
 TINY = torch.finfo(torch.float32).tiny
+# Added to the root of E[g^2]: weights that never had a gradient.
+FISHER_FLOOR = 1e-8
 # The cap stands this far above the quotient that pure gradient noise produces.
 CAP_MARGIN = 1.3
 
@@ -83,6 +85,14 @@ def parameter_damping(x: Tensor, r_gamma: Tensor, bounds: tuple[float, float]) -
     weight = (1.0 - r_gamma.clamp(0.0, 1.0)).to(u.dtype)
     inverse = 1.0 + weight * u / torch.where(q > 0, q, 1.0)
     return (inverse / inverse.mean()).clamp_(*bounds)
+
+
+def fisher_damping(h: Tensor, momentum: float) -> Tensor:
+    """D = B^{-1} of ``damping="fisher"``, eq. (19): (1 - beta) / (sqrt(h) + floor), h the running average E[g^2].
+
+    With the factor 1 - beta, by which momentum multiplies a lasting gradient, lr means what it means to AdamW.
+    """
+    return (1.0 - momentum) / h.sqrt().add_(FISHER_FLOOR)
 
 
 def newton_damping(s: Tensor, sy: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.damping import parameter_damping
+from sp_yolo.optim.damping import fisher_damping, parameter_damping
 from sp_yolo.optim.saliency import FISHER_DECAY
 from sp_yolo.optim.update import CARRIED, Batch
 
@@ -40,9 +40,12 @@ def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -
     if batch.nesterov:
         torch._foreach_add_(steps, steered)
     dampings: list[Tensor | None] = [None] * len(before)
-    if batch.diagonal:
+    if batch.damping == "diagonal":
         bounds, scalar = batch.damping_bounds, r_gamma.to(dtype)
         dampings = [parameter_damping(x, scalar, bounds) if x.ndim >= 2 else None for x in before]
+    elif batch.damping == "fisher":
+        dampings = [fisher_damping(state["square_avg"], batch.momentum) for state in batch.states]
+    if batch.damping != "none":
         steps = [step if d is None else step * d for step, d in zip(steps, dampings, strict=True)]
     torch._foreach_mul_(steps, (batch.lr * gamma).to(dtype))
     after = before if not batch.decoupled else torch._foreach_mul(before, batch.shrink)

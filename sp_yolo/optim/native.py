@@ -200,9 +200,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def supports(batch: Batch) -> bool:
-    """Plain parameters with float32 gradients, without the diagonal."""
+    """Plain parameters with float32 gradients, D = 1."""
     first = batch.params[0]  # a batch is of one device and dtype
-    if batch.diagonal or first.device.type != "cpu" or first.dtype != torch.float32:
+    if batch.damping != "none" or first.device.type != "cpu" or first.dtype != torch.float32:
         return False
     return all(map(is_dense, batch.params)) and all(g.dtype == torch.float32 for g in batch.grads)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sp_yolo.optim import native
-from sp_yolo.optim.damping import parameter_damping
+from sp_yolo.optim.damping import fisher_damping, parameter_damping
 from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_masks, saliency
 from sp_yolo.optim.update import CARRIED, flat, is_dense
 
@@ -91,6 +91,8 @@ class _Weights:
         scale = None
         if group["saliency"] == "fisher":
             scale = state["square_avg"]
+        elif group["damping"] == "fisher":
+            scale = 1.0 / fisher_damping(state["square_avg"], group["momentum"])
         elif group["damping"] == "diagonal":
             wide = x.to(state["momentum_buffer"].dtype)
             scale = 1.0 / parameter_damping(wide, r_gamma.to(wide.device, wide.dtype), group["damping_bounds"])

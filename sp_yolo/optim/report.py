@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp_yolo.optim.damping import parameter_damping, rayleigh_quotient
+from sp_yolo.optim.damping import fisher_damping, parameter_damping, rayleigh_quotient
 from sp_yolo.optim.saliency import saliency
 from sp_yolo.optim.settings import prunable_flags, reference_lr
 from sp_yolo.optim.sp import SP
@@ -170,6 +170,8 @@ def _tensor_report(
     damping = torch.ones(1)
     if group.get("damping") == "diagonal" and x.ndim >= 2:
         damping = parameter_damping(x, r_gamma.to(x.device, x.dtype), group["damping_bounds"])
+    elif group.get("damping") == "fisher" and "square_avg" in state:
+        damping = fisher_damping(state["square_avg"].to(x.device), group["momentum"])
     h = None
     if group.get("saliency") == "fisher" and "square_avg" in state:
         h = state["square_avg"].to(x.device)

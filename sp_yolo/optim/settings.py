@@ -7,11 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DAMPINGS = ("none", "diagonal", "fisher")
+
 
 def prunable_flags(group: dict[str, Any]) -> list[bool]:
     """Whether the proximal step may zero elements of each tensor: two or more dimensions, and the group's flag."""
     flags = group.get("prunable") or [True] * len(group["params"])
     return [bool(f) and p.ndim >= 2 and p.numel() > 1 for p, f in zip(group["params"], flags, strict=True)]
+
+
+def keeps_squares(group: dict[str, Any], prunable: bool) -> bool:
+    """Whether a tensor's state holds E[g^2]: the damping or its saliency are made of it."""
+    weighted = prunable and group["sigma"] > 0 and group["saliency"] == "fisher"
+    return group["mode"] == "robust" and (group["damping"] == "fisher" or weighted)
 
 
 def prunable_params(group: dict[str, Any]) -> list[Tensor]:
@@ -37,7 +45,7 @@ def check_settings(group: dict[str, Any]) -> None:
         ("momentum", 0 <= group["momentum"] < 1, "in [0, 1)"),
         ("weight_decay", group["weight_decay"] >= 0, ">= 0"),
         ("mode", group["mode"] in ("robust", "paper"), "'robust' or 'paper'"),
-        ("damping", group["damping"] in ("none", "diagonal"), "'none' or 'diagonal'"),
+        ("damping", group["damping"] in DAMPINGS, "'none', 'diagonal' or 'fisher'"),
         ("damping_bounds", 0 < group["damping_bounds"][0] <= 1 <= group["damping_bounds"][1], "(in (0, 1], >= 1)"),
         ("sigma", 0 <= group["sigma"] < 1, "in [0, 1)"),
         ("saliency", group["saliency"] in ("fisher", "damping"), "'fisher' or 'damping'"),

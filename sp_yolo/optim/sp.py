@@ -17,7 +17,7 @@ from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
-from sp_yolo.optim.settings import check_settings, prunable_flags, prunable_params, reference_lr
+from sp_yolo.optim.settings import check_settings, keeps_squares, prunable_flags, prunable_params, reference_lr
 from sp_yolo.optim.update import CARRIED, Batch, SingleTensor, like_parameter
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
@@ -40,7 +40,8 @@ class SP(Optimizer):
         lr: step size; in robust mode the largest one, .1 to .3 being best. A float or a one-element tensor.
         momentum, nesterov: as torch.optim.SGD. Paper mode without nesterov has no momentum.
         weight_decay: L2 added to the gradient, or, ``decoupled``, x *= 1 - lr * weight_decay.
-        damping: "none" or "diagonal" (eq. 15), bounded by ``damping_bounds``. Robust mode only.
+        damping: "none", or a metric of the step: "diagonal" (eq. 15), bounded by ``damping_bounds``, or "fisher" (eq.
+            19), the root of a running average of g^2, whose ``lr`` is like AdamW's. Robust mode only.
         sigma: share of the group's prunable weights that end as zeros, ranked together; 0 switches pruning off.
         saliency: the matrix that weighs x^2: "fisher", a running average of g^2, or "damping", the diagonal (magnitude
             where there is none).
@@ -53,7 +54,7 @@ class SP(Optimizer):
         maximize: ascend.
         foreach: the multi-tensor path. Default: on accelerators. On a CPU the single-tensor path is faster.
         capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
-        compile: on a CPU, run the float32 update without diagonal as C, compiled when the first step needs it, if there
+        compile: on a CPU, run the float32 update without a metric as C, compiled when the first step needs it, if there
             is a compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
 
     Raises:
@@ -278,7 +279,6 @@ class SP(Optimizer):
         """The group's tensors that have a gradient, by device and dtype, with their state."""
         rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
         tensor_scalars = on_device or group["mode"] == "paper"
-        weighted = group["sigma"] > 0 and group["mode"] == "robust" and group["saliency"] == "fisher"
         held = group["held"]
         for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
             grad = param.grad
@@ -286,7 +286,7 @@ class SP(Optimizer):
                 continue
             if grad.is_sparse:
                 raise RuntimeError("SP does not support sparse gradients")
-            state = self._param_state(param, prunable and weighted, held, tensor_scalars)
+            state = self._param_state(param, keeps_squares(group, prunable), held, tensor_scalars)
             rows.setdefault((param.device, param.dtype), []).append((param, grad, state))
         return [self._batch(group, row, on_device) for row in rows.values()]
 
@@ -303,7 +303,7 @@ class SP(Optimizer):
             weight_decay=float(group["weight_decay"]),
             decoupled=group["decoupled"],
             maximize=group["maximize"],
-            diagonal=group["damping"] == "diagonal",
+            damping=group["damping"],
             damping_bounds=group["damping_bounds"],
         )
 

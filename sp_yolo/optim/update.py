@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.damping import parameter_damping
+from sp_yolo.optim.damping import fisher_damping, parameter_damping
 from sp_yolo.optim.saliency import FISHER_DECAY
 
 # Elements per block of the single-tensor path: a block's arrays (1 MiB each) stay in cache between its operations, so
@@ -31,8 +31,8 @@ class Batch:
     A tensor's state holds "momentum_buffer" v and "displacement" s = x_k - x_{k-1} in the parameter's memory order, and
     what the next secant pair needs of this step: "displacement_norm" s'D^{-1}s, "displacement_square" s's and
     "displacement_gradient" <s, g_prev>, numbers on the host path and 0-dim float64 tensors on the device path. While it
-    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free) and
-    "square_avg" E[g^2].
+    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free), and where
+    damping or saliency need it "square_avg" E[g^2].
     """
 
     params: list[Tensor]
@@ -44,7 +44,7 @@ class Batch:
     weight_decay: float
     decoupled: bool
     maximize: bool
-    diagonal: bool
+    damping: str
     damping_bounds: tuple[float, float]
 
     @property
@@ -153,7 +153,7 @@ def _update_tensor(
     x = param if is_dense(param) else torch.empty_like(param).copy_(param)
     tensors = [x, like_parameter(grad, param), state["momentum_buffer"], state["displacement"]]
     optional: list[Tensor | None] = [state.get("mask"), state.get("square_avg"), None]
-    if batch.diagonal and x.ndim >= 2:
+    if batch.damping == "diagonal" and x.ndim >= 2:
         wide = x.to(tensors[2].dtype)
         optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
     rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
@@ -161,7 +161,7 @@ def _update_tensor(
     sums = [0.0, 0.0, 0.0]
     for x_row, g_row, v_row, s_row, mask, square, damping in reversed(list(zip(*rows, strict=True))):
         g = g_row.to(s_row.dtype)
-        _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping)
+        damping = _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping)
         moved = flat(s_row)
         squared = torch.dot(moved, moved).item()
         sums[0] += squared if damping is None else torch.dot(moved, flat(s_row / damping)).item()
@@ -199,10 +199,12 @@ def _update_row(
     mask: Tensor | None,
     square: Tensor | None,
     damping: Tensor | None,
-) -> None:
-    """Update dense rows in place; s becomes the displacement. ``g`` has the state's dtype."""
+) -> Tensor | None:
+    """Update dense rows in place; s becomes the displacement. Returns D (None: 1). ``g`` has the state's dtype."""
     if square is not None:
         square.mul_(FISHER_DECAY).addcmul_(g, g, value=1 - FISHER_DECAY)
+        if batch.damping == "fisher":
+            damping = fisher_damping(square, batch.momentum)
     s.copy_(x)
     if batch.shrink != 1.0:
         x.mul_(batch.shrink)
@@ -217,6 +219,7 @@ def _update_row(
         x.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
     # The displacement is measured, not computed: rounding, decay and masks are in it.
     torch.sub(x, s, out=s)
+    return damping
 
 
 def _nesterov_step(batch: Batch, step_size: float, x: Tensor, g: Tensor, v: Tensor) -> None:

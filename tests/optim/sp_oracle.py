@@ -70,6 +70,11 @@ class Robust:
         self.prune(r)
         self.k += 1
 
+    def metric(self, i, j, x, cfg, r):
+        if cfg["damping"] == "fisher":
+            return (1 - cfg["momentum"]) / (np.sqrt(self.h[i][j]) + 1e-8)
+        return self.diagonal(x, cfg, r)
+
     def diagonal(self, x, cfg, r):
         if cfg["damping"] == "none" or x.ndim < 2 or x.size < 2 or not x.any():
             return np.ones(x.shape)
@@ -81,10 +86,10 @@ class Robust:
         for i, (xs, cfg) in enumerate(self.groups):
             lr, beta = cfg["lr"], cfg["momentum"]
             for j, x in enumerate(xs):
-                d = self.diagonal(x, cfg, r)
-                self.x_prev[i][j], self.g_prev[i][j], self.d_prev[i][j] = x.copy(), g[i][j], d
                 # The Fisher average is of the loss's gradient, without the decay.
                 self.h[i][j] = 0.95 * self.h[i][j] + 0.05 * raw[i][j] ** 2
+                d = self.metric(i, j, x, cfg, r)
+                self.x_prev[i][j], self.g_prev[i][j], self.d_prev[i][j] = x.copy(), g[i][j], d
                 v = self.v[i][j] = beta * self.v[i][j] + g[i][j]
                 step = lr * self.gamma * d * (g[i][j] + beta * v if cfg["nesterov"] else v)
                 new = (x * (1 - lr * cfg["weight_decay"]) if cfg["decoupled"] else x) - step
@@ -112,7 +117,7 @@ class Robust:
                 continue
             scores = []
             for j in chosen:
-                h = self.h[i][j] if cfg["saliency"] == "fisher" else 1 / self.diagonal(xs[j], cfg, r)
+                h = self.h[i][j] if cfg["saliency"] == "fisher" else 1 / self.metric(i, j, xs[j], cfg, r)
                 scores.append(np.where(self.mask[i][j] == 1, 0.5 * h * xs[j] ** 2, -1.0).ravel())
             joined = np.concatenate(scores)
             count = math.floor(sigma * joined.size)

@@ -16,7 +16,9 @@ from sp_yolo.optim import SP
 
 @on_every_path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("settings", [PRUNED, {"mode": "paper", "lr": 1e-3}, {"damping": "diagonal"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [PRUNED, {"mode": "paper", "lr": 1e-3}, {"damping": "diagonal"}, {"damping": "fisher"}], ids=str
+)
 def test_state_dict_round_trip_then_lock_step(path, dtype, settings):
     model = network(dtype)
     optimizer = SP(model.parameters(), **settings, **path)
