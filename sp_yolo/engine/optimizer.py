@@ -40,7 +40,7 @@ def build_optimizer(
             mode=hyp["sp_mode"],
             damping=hyp["sp_damping"],
             # As in AdamW: an L2 term would be divided by the size of the gradients.
-            decoupled=hyp["sp_damping"] == "fisher",
+            decoupled=hyp["sp_mode"] == "robust" and hyp["sp_damping"] == "fisher",
             saliency=hyp["sp_saliency"],
             every=hyp["sp_every"],
             start=hyp["sp_start"],

@@ -26,6 +26,12 @@ def test_quadratic_at_any_learning_rate(lr, path):
     assert quadratic(SP, lr=lr, **path) < 1e-6
 
 
+def test_quadratic_in_the_fisher_metric():
+    """Steps of about lr towards the end, so as near as lr allows, but never away."""
+    for lr in (0.001, 0.01, 0.1):
+        assert quadratic(SP, lr=lr, steps=4000, damping="fisher") < 2 * lr
+
+
 def test_sgd_diverges_where_sp_converges():
     assert not quadratic(torch.optim.SGD, steps=200, lr=0.1) < 1e3
 

@@ -153,7 +153,7 @@ def test_nothing_has_a_gradient(path):
 
 @on_every_path
 @pytest.mark.parametrize("start", [torch.zeros(3, 3), torch.ones(1, 1), torch.zeros(1), torch.tensor(2.0)])
-@pytest.mark.parametrize("settings", [{"damping": "diagonal"}, {"mode": "paper", "sigma": 0.9}])
+@pytest.mark.parametrize("settings", [{"damping": "diagonal"}, {"damping": "fisher"}, {"mode": "paper", "sigma": 0.9}])
 def test_zero_and_one_element_tensors(path, start, settings):
     (x,), optimizer = make(path, start, **{"sigma": 0.9, "every": 1, "lr": 0.01, **settings})
     for k in range(6):
@@ -221,6 +221,39 @@ def test_noise_quotient_is_what_noise_gives(momentum, nesterov):
         optimizer.step()
     state = model_state(optimizer)
     assert 0.1 * state["esy"] / state["ess"] == pytest.approx(damping.noise_quotient(momentum, nesterov), rel=0.02)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.937])
+def test_noise_quotient_holds_in_the_fisher_metric(momentum):
+    """lr * E[s'y] / E[s'D^{-1}s]: the same cap serves, whatever the scale of the gradients. (D contains the newest
+    gradient: hence the tolerance.)"""
+    torch.manual_seed(0)
+    scale = torch.logspace(-3, 3, 200_000, dtype=torch.float64)
+    (x,), optimizer = make({}, torch.zeros(200_000), dtype=torch.float64, momentum=momentum, damping="fisher",
+                           gamma_start=1.0, rcap=100.0, rho=0.0)  # fmt: skip
+    for _ in range(150):
+        x.grad = torch.randn_like(x) * scale
+        optimizer.step()
+    state = model_state(optimizer)
+    quotient = float(0.1 * state["esy"] / state["ess"])
+    assert quotient == pytest.approx(damping.noise_quotient(momentum), rel=0.1)
+    assert quotient < damping.derived_cap(momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.937])
+def test_steps_in_the_fisher_metric_are_about_lr(momentum):
+    """A lasting gradient of any size moves its weight by lr, and by hardly more at the start."""
+    start = torch.zeros(3, 2)
+    (x,), optimizer = make({}, start, dtype=torch.float64, momentum=momentum, damping="fisher", lr=0.01,
+                           gamma_start=1.0, rcap=100.0, weight_decay=0.0)  # fmt: skip
+    lengths = []
+    for _ in range(200):
+        before = x.detach().clone()
+        x.grad = torch.tensor([[1e-5, 1.0], [-1e3, -1e-2], [10.0, 1e6]], dtype=torch.float64)
+        optimizer.step()
+        lengths.append((x.detach() - before).abs())
+    assert lengths[-1].sub(0.01).abs().max() < 2e-5
+    assert torch.stack(lengths).max() < 0.0112
 
 
 def test_carried_products_keep_small_changes():

@@ -135,7 +135,8 @@ def state_bytes(optimizer):
 
 @on_every_path
 def test_memory(path):
-    """Dense: AdamW's two floats per parameter and a few scalars per tensor. Pruning adds E[g^2] and a mask of bytes."""
+    """Dense: AdamW's two floats per parameter and a few scalars per tensor. Pruning adds E[g^2] and a mask;
+    the Fisher metric adds E[g^2]."""
     model = network()
     n, tensors = weights(model).numel(), len(list(model.parameters()))
     prunable = sum(p.numel() for p in model.parameters() if p.ndim > 1)
@@ -145,6 +146,9 @@ def test_memory(path):
     adamw = torch.optim.AdamW(model.parameters())
     train(model, adamw, 1)
     assert state_bytes(dense) <= state_bytes(adamw) + 32 * tensors + 64
+    metric = SP(model.parameters(), damping="fisher", lr=1e-3, **path)
+    train(model, metric, 3)
+    assert state_bytes(metric) == state_bytes(dense) + 4 * n
     for kind, extra in (("fisher", 5), ("damping", 1)):
         pruned = SP(model.parameters(), sigma=0.5, every=1, saliency=kind, **path)
         train(model, pruned, 3)
