@@ -87,12 +87,13 @@ def parameter_damping(x: Tensor, r_gamma: Tensor, bounds: tuple[float, float]) -
     return (inverse / inverse.mean()).clamp_(*bounds)
 
 
-def fisher_damping(h: Tensor, momentum: float) -> Tensor:
-    """D = B^{-1} of ``damping="fisher"``, eq. (19): (1 - beta) / (sqrt(h) + floor), h the running average E[g^2].
+def fisher_damping(h: Tensor, weight: float | Tensor, momentum: float) -> Tensor:
+    """D = B^{-1} of ``damping="fisher"``, eq. (19): (1 - beta) / (sqrt(h / w) + floor), h the running average of g^2.
 
-    With the factor 1 - beta, by which momentum multiplies a lasting gradient, lr means what it means to AdamW.
+    ``weight`` is w, the sum of the average's weights so far, so that h / w is a mean from the first step on. With the
+    factor 1 - beta, by which momentum multiplies a lasting gradient, lr means what it means to AdamW.
     """
-    return (1.0 - momentum) / h.sqrt().add_(FISHER_FLOOR)
+    return (1.0 - momentum) / (h / weight).sqrt_().add_(FISHER_FLOOR)
 
 
 def newton_damping(s: Tensor, sy: Tensor) -> tuple[Tensor, Tensor]:

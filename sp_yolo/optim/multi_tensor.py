@@ -44,7 +44,9 @@ def multi_update(batch: Batch, r_gamma: Tensor, gamma: Tensor, finite: Tensor) -
         bounds, scalar = batch.damping_bounds, r_gamma.to(dtype)
         dampings = [parameter_damping(x, scalar, bounds) if x.ndim >= 2 else None for x in before]
     elif batch.damping == "fisher":
-        dampings = [fisher_damping(state["square_avg"], batch.momentum) for state in batch.states]
+        for state in batch.states:
+            state["square_weight"].lerp_(torch.ones_like(state["square_weight"]), (1 - FISHER_DECAY) * finite.double())
+        dampings = [fisher_damping(s["square_avg"], s["square_weight"], batch.momentum) for s in batch.states]
     if batch.damping != "none":
         steps = [step if d is None else step * d for step, d in zip(steps, dampings, strict=True)]
     torch._foreach_mul_(steps, (batch.lr * gamma).to(dtype))

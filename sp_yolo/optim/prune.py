@@ -92,7 +92,7 @@ class _Weights:
         if group["saliency"] == "fisher":
             scale = state["square_avg"]
         elif group["damping"] == "fisher":
-            scale = 1.0 / fisher_damping(state["square_avg"], group["momentum"])
+            scale = 1.0 / fisher_damping(state["square_avg"], state["square_weight"], group["momentum"])
         elif group["damping"] == "diagonal":
             wide = x.to(state["momentum_buffer"].dtype)
             scale = 1.0 / parameter_damping(wide, r_gamma.to(wide.device, wide.dtype), group["damping_bounds"])

@@ -171,7 +171,7 @@ def _tensor_report(
     if group.get("damping") == "diagonal" and x.ndim >= 2:
         damping = parameter_damping(x, r_gamma.to(x.device, x.dtype), group["damping_bounds"])
     elif group.get("damping") == "fisher" and "square_avg" in state:
-        damping = fisher_damping(state["square_avg"].to(x.device), group["momentum"])
+        damping = fisher_damping(state["square_avg"].to(x.device), state["square_weight"], group["momentum"])
     h = None
     if group.get("saliency") == "fisher" and "square_avg" in state:
         h = state["square_avg"].to(x.device)

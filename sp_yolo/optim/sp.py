@@ -279,14 +279,13 @@ class SP(Optimizer):
         """The group's tensors that have a gradient, by device and dtype, with their state."""
         rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
         tensor_scalars = on_device or group["mode"] == "paper"
-        held = group["held"]
         for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
             grad = param.grad
             if grad is None or not param.requires_grad:
                 continue
             if grad.is_sparse:
                 raise RuntimeError("SP does not support sparse gradients")
-            state = self._param_state(param, keeps_squares(group, prunable), held, tensor_scalars)
+            state = self._param_state(param, group, keeps_squares(group, prunable), tensor_scalars)
             rows.setdefault((param.device, param.dtype), []).append((param, grad, state))
         return [self._batch(group, row, on_device) for row in rows.values()]
 
@@ -307,7 +306,7 @@ class SP(Optimizer):
             damping_bounds=group["damping_bounds"],
         )
 
-    def _param_state(self, param: Tensor, weighted: bool, held: bool, tensor_scalars: bool) -> dict[str, Any]:
+    def _param_state(self, param: Tensor, group: dict[str, Any], squares: bool, tensor_scalars: bool) -> dict[str, Any]:
         """The tensor's state, in its memory format, on its device, with scalars of the path's kind."""
         state = self.state[param]
         if not state:
@@ -316,10 +315,12 @@ class SP(Optimizer):
             state["displacement"] = torch.zeros_like(param, dtype=dtype)
             state.update(dict.fromkeys(CARRIED, 0.0))
         momentum = state["momentum_buffer"]
-        if weighted and "square_avg" not in state:
+        if squares and "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(momentum)
-        if isinstance(state[CARRIED[0]], Tensor) != tensor_scalars:
-            for name in CARRIED:
+        if group["damping"] == "fisher":
+            state.setdefault("square_weight", 0.0)
+        for name in (*CARRIED, "square_weight"):
+            if name in state and isinstance(state[name], Tensor) != tensor_scalars:
                 value = state[name]
                 state[name] = (
                     torch.full((), value, dtype=torch.float64, device=param.device) if tensor_scalars else value.item()
@@ -329,7 +330,7 @@ class SP(Optimizer):
             for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
                 if name in state:
                     state[name] = like_parameter(state[name].to(param.device), param)
-        if not held and "mask" in state:
+        if not group["held"] and "mask" in state:
             # What gathered behind the mask must not move the weights that are now set free.
             state["momentum_buffer"].mul_(state.pop("mask"))
         return state

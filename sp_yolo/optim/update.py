@@ -31,8 +31,8 @@ class Batch:
     A tensor's state holds "momentum_buffer" v and "displacement" s = x_k - x_{k-1} in the parameter's memory order, and
     what the next secant pair needs of this step: "displacement_norm" s'D^{-1}s, "displacement_square" s's and
     "displacement_gradient" <s, g_prev>, numbers on the host path and 0-dim float64 tensors on the device path. While it
-    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free), and where
-    damping or saliency need it "square_avg" E[g^2].
+    is pruned also "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free), where
+    damping or saliency need it "square_avg" E[g^2], and for the damping "square_weight", the sum of its weights so far.
     """
 
     params: list[Tensor]
@@ -158,10 +158,13 @@ def _update_tensor(
         optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
     rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
     rows += [(None,) * len(rows[0]) if t is None else pieces(t) for t in optional]
+    square_weight = 1.0
+    if batch.damping == "fisher":
+        square_weight = state["square_weight"] = FISHER_DECAY * state["square_weight"] + 1 - FISHER_DECAY
     sums = [0.0, 0.0, 0.0]
     for x_row, g_row, v_row, s_row, mask, square, damping in reversed(list(zip(*rows, strict=True))):
         g = g_row.to(s_row.dtype)
-        damping = _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping)
+        damping = _update_row(batch, step_size, x_row, g, v_row, s_row, mask, square, damping, square_weight)
         moved = flat(s_row)
         squared = torch.dot(moved, moved).item()
         sums[0] += squared if damping is None else torch.dot(moved, flat(s_row / damping)).item()
@@ -199,12 +202,13 @@ def _update_row(
     mask: Tensor | None,
     square: Tensor | None,
     damping: Tensor | None,
+    square_weight: float = 1.0,
 ) -> Tensor | None:
     """Update dense rows in place; s becomes the displacement. Returns D (None: 1). ``g`` has the state's dtype."""
     if square is not None:
         square.mul_(FISHER_DECAY).addcmul_(g, g, value=1 - FISHER_DECAY)
         if batch.damping == "fisher":
-            damping = fisher_damping(square, batch.momentum)
+            damping = fisher_damping(square, square_weight, batch.momentum)
     s.copy_(x)
     if batch.shrink != 1.0:
         x.mul_(batch.shrink)

@@ -72,7 +72,7 @@ class Robust:
 
     def metric(self, i, j, x, cfg, r):
         if cfg["damping"] == "fisher":
-            return (1 - cfg["momentum"]) / (np.sqrt(self.h[i][j]) + 1e-8)
+            return (1 - cfg["momentum"]) / (np.sqrt(self.h[i][j] / (1 - 0.95 ** (self.k + 1))) + 1e-8)
         return self.diagonal(x, cfg, r)
 
     def diagonal(self, x, cfg, r):

@@ -45,7 +45,8 @@ def test_the_fisher_metric_is_reported():
     model, optimizer = trained(damping="fisher", lr=1e-3, saliency="damping")
     tensor = next(t for t in saliency_report(optimizer).tensors if t.name == "2.weight")
     x, h = model[2].weight.detach(), optimizer.state[model[2].weight]["square_avg"]
-    metric = (h.sqrt() + 1e-8) / 0.1
+    weight = float(optimizer.state[model[2].weight]["square_weight"])
+    metric = ((h / weight).sqrt() + 1e-8) / 0.1
     assert tensor.damping == pytest.approx((float((1 / metric).min()), float((1 / metric).max())))
     kept = (0.5 * metric * x**2)[x != 0]
     assert tensor.quantiles == pytest.approx(torch.quantile(kept, torch.tensor([0, 0.25, 0.5, 0.75, 1.0])).tolist())
