@@ -106,7 +106,7 @@ def start_training(
     progress = Progress()
     state = RunState(
         model,
-        ModelEma(model, length.ema_decay, length.ema_ramp),
+        ModelEma(model, length.ema_decay, length.ema_ramp, average_buffers=length.average_buffers),
         optimizer,
         torch.amp.GradScaler(device.type, enabled=compute.amp is torch.float16),
         loader.batches_per_epoch,

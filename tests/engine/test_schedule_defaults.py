@@ -58,8 +58,10 @@ def test_settings_fit_the_run(epochs: int, batches: int, batch: int, nominal: in
 
 def test_long_runs_get_the_originals_ema_and_given_values_win() -> None:
     long = fit_to_run(AUTO, epochs=300, batches_per_epoch=7393, batch_size=16, compat=False)
-    assert (long.ema_decay, long.ema_ramp) == (0.9999, 2000)
+    assert (long.ema_decay, long.ema_ramp, long.average_buffers) == (0.9999, 2000, True)
     given = {**AUTO, "nominal_batch": 32, "ema_decay": 0.5, "ema_ramp": 7.0, "warmup_epochs": 0.0}
     length = fit_to_run(given, epochs=30, batches_per_epoch=13, batch_size=24, compat=False)
     assert (length.nominal_batch, length.ema_decay, length.ema_ramp, length.warmup) == (32, 0.5, 7.0, 0)
     assert length.weight_decay == pytest.approx(5e-4 * 24 / 32)
+    assert not length.average_buffers  # it goes by the length of the run
+    assert fit_to_run(AUTO, epochs=30, batches_per_epoch=13, batch_size=16, compat=True).average_buffers
