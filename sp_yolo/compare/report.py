@@ -63,12 +63,15 @@ def write_report(
         "",
         *final_table(study, tuning, final),
         "",
-        "Learning rates on the validation split "
-        f"({METRIC[study.task]}, mean of {study.tuning_seeds}; * failed runs among them; the best in bold):",
-        "",
-        *grid_table(study, tuning),
-        "",
     ]
+    if tuning:
+        lines += [
+            "Learning rates on the validation split "
+            f"({METRIC[study.task]}, mean of {study.tuning_seeds}; * failed runs among them; the best in bold):",
+            "",
+            *grid_table(study, tuning),
+            "",
+        ]
     run = RunDir(folder)
     run.write("report.md", "\n".join(lines))
     run.write("cells.csv", _csv([*tuning, *final]))
@@ -78,13 +81,16 @@ def write_report(
 
 def _heading(study: Study, command: str) -> str:
     options = ", ".join(f"{key} {value}" for key, value in {**study.options, **study.overrides}.items())
-    selection = f"{len(study.variants[0].grid)} learning rates x {study.tuning_seeds} seeds on the validation split"
+    rates = len(study.variants[0].grid)
+    tuned = (
+        f"Every variant was tuned alike ({rates} learning rates x {study.tuning_seeds} seeds on the validation split)"
+    )
+    tuned = f"{tuned}; then {study.seeds} other seeds" if rates > 1 else f"Learning rates as given; {study.seeds} seeds"
     return (
         f"`{command}`\n\n"
-        f"{study.task}: {options}. Every variant was tuned alike ({selection}); then {study.seeds} other seeds on the "
-        "test split, the same initial weights, images and order for all variants of a seed. ± is the half-width of the "
-        f"95 % confidence interval (Student's t); p is of the paired t test against {study.baseline}, adjusted for "
-        f"{len(study.variants) - 1} comparisons (Holm). {provenance()}"
+        f"{study.task}: {options}. {tuned} on the test split, the same initial weights, images and order for all "
+        "variants of a seed. ± is the half-width of the 95 % confidence interval (Student's t); p is of the paired t "
+        f"test against {study.baseline}, adjusted for {len(study.variants) - 1} comparisons (Holm). {provenance()}"
     )
 
 
@@ -199,6 +205,8 @@ def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folde
     ):
         lines = {variant.name: _curve(variant, final, key, scale) for variant in study.variants}
         draw_lines(folder / name, lines, title=title, labels=("epoch", label))
+    if not tuning:
+        return
     draw_lines(
         folder / "lr.png",
         {v.name: [(lr0, 100 * _mean(_scores(tuning, v, lr0))) for lr0 in v.grid] for v in study.variants},

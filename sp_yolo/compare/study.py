@@ -194,13 +194,15 @@ def cell_of(study: Study, variant: Variant, lr0: float, seed: int, measure: str)
 
 
 def tuning_cells(study: Study) -> list[Cell]:
-    """Every learning rate of every variant, on the validation split, with seeds that the table does not use."""
+    """Every learning rate of every variant, on the validation split, with seeds that the table does not use; none
+    where there is but one to choose."""
     seeds = range(TUNING_SEED, TUNING_SEED + study.tuning_seeds)
     return [
         cell_of(study, variant, lr0, seed, "val")
         for seed in seeds
         for variant in study.variants
         for lr0 in variant.grid
+        if len(variant.grid) > 1
     ]
 
 

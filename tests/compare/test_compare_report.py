@@ -119,7 +119,8 @@ def test_command_with_a_file_and_flags_that_win(tiny_npz: Path, tmp_path: Path, 
     (tmp_path / "s.yaml").write_text(text + "variants: {sgd: {lr0: [0.1]}, adamw: {lr0: [0.01]}}\n")
     assert main(["compare", "s.yaml", "--epochs", "1", "--name", "here", "--seeds", "3"]) == 0
     out = capsys.readouterr().out
-    assert "s: 2 runs to tune, then 6; runs/compare/here" in out and "epochs 1" in out
+    assert "s: 0 runs to tune, then 6; runs/compare/here" in out and "epochs 1" in out  # nothing to choose
+    assert "Learning rates as given; 3 seeds" in out and "validation split" not in out
     for wrong in (["--jobs", "0"], ["--seeds", "0"], ["--optimizers", "lion"], ["--epochs", "0"]):
         assert main(["compare", "s.yaml", *wrong]) == 2
     assert main(["compare", "missing.yaml"]) == 2
