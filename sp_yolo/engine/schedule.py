@@ -14,6 +14,8 @@ from typing import Any
 NOMINAL_BATCH = 64
 # Below this many optimizer steps in the whole run, steps are worth more than large batches (docs/differences.md).
 FEW_UPDATES = 3000
+# Fewer than so many, and the wild first ones would still be seen in an average of BatchNorm's statistics.
+VERY_FEW_UPDATES = 300
 BIAS_GROUP = "bias"
 
 
@@ -119,8 +121,8 @@ def fit_to_run(
 
     The nominal batch falls from 64 to the batch itself where the run would see fewer than 3000 steps; the warm-up floor
     of 1000 iterations holds only up to a tenth of the run and the warm-up never exceeds a fifth; the EMA's memory is at
-    most a quarter of the run, and where it is shortened BatchNorm's statistics, averages already, are not averaged
-    again: of a few hundred steps the first ones, which are wild, would weigh too much. Measured in docs/results.md.
+    most a quarter of the run, and in one of fewer than 300 steps BatchNorm's statistics, averages already, are not
+    averaged again. Measured in docs/results.md.
     """
     iterations = epochs * batches_per_epoch
     nominal = hyp["nominal_batch"]
@@ -136,9 +138,8 @@ def fit_to_run(
         warmup = max(1, min(max(warmup, min(1000, iterations // 10)), iterations // 5))
     updates = max(iterations / accumulate, 1)
     decay, ramp = hyp["ema_decay"], hyp["ema_ramp"]
-    fitting = 0.9999 if compat else min(0.9999, max(0.0, 1 - 4 / updates))
     if decay == "auto":
-        decay = fitting
+        decay = 0.9999 if compat else min(0.9999, max(0.0, 1 - 4 / updates))
     if ramp == "auto":
         ramp = 2000.0 if compat else min(2000.0, max(1.0, updates / 6.5))
     weight_decay = hyp["weight_decay"] * batch_size * accumulate / nominal
@@ -146,7 +147,9 @@ def fit_to_run(
         f"run of {iterations} iterations: warm-up {warmup}, optimizer step every {accumulate} batch"
         f"{'es' if accumulate > 1 else ''} (nominal batch {nominal}), EMA decay {decay:.5g}, ramp {ramp:.0f} steps"
     )
-    return RunLength(int(nominal), warmup, weight_decay, float(decay), float(ramp), fitting >= 0.9999, words)
+    return RunLength(
+        int(nominal), warmup, weight_decay, float(decay), float(ramp), compat or updates >= VERY_FEW_UPDATES, words
+    )
 
 
 def make_schedule(

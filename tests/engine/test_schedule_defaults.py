@@ -63,5 +63,6 @@ def test_long_runs_get_the_originals_ema_and_given_values_win() -> None:
     length = fit_to_run(given, epochs=30, batches_per_epoch=13, batch_size=24, compat=False)
     assert (length.nominal_batch, length.ema_decay, length.ema_ramp, length.warmup) == (32, 0.5, 7.0, 0)
     assert length.weight_decay == pytest.approx(5e-4 * 24 / 32)
-    assert not length.average_buffers  # it goes by the length of the run
-    assert fit_to_run(AUTO, epochs=30, batches_per_epoch=13, batch_size=16, compat=True).average_buffers
+    run = {"batches_per_epoch": 13, "batch_size": 16}
+    for epochs, compat, averaged in ((23, False, False), (24, False, True), (1, True, True)):  # 299 and 312 steps
+        assert fit_to_run(AUTO, epochs=epochs, **run, compat=compat).average_buffers is averaged
