@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 
@@ -21,12 +22,35 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def in_parallel(run: Callable[..., float], cells: Sequence[tuple[Any, ...]], jobs: int) -> dict[tuple[Any, ...], float]:
+    """``run(*cell)`` of every cell, in ``jobs`` processes with one thread each."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return dict(zip(cells, pool.map(run, *zip(*cells, strict=True)), strict=True))
+
+
+def tuned(
+    score: Callable[[str, float], float], rows: Sequence[str], rates: Sequence[float], jobs: int
+) -> dict[str, float]:
+    """The learning rate of each row whose ``score(row, lr0)`` is best; prints all of them."""
+    scores = in_parallel(score, [(row, lr0) for row in rows for lr0 in rates], jobs)
+    print(
+        "\n".join(
+            markdown(
+                ("validation accuracy, %, at lr0", *map(str, rates)),
+                [(row, *(f"{100 * scores[row, lr0]:.2f}" for lr0 in rates)) for row in rows],
+            )
+        ),
+        "\n",
+        flush=True,
+    )
+    return {row: max(rates, key=lambda lr0: scores[row, lr0]) for row in rows}
+
+
 def paired_table(run: Callable[[str, int], float], rows: Sequence[str], seeds: int, jobs: int) -> None:
     """Print mean and 95 % interval of ``run(row, seed)`` per row, and the paired difference from the first row."""
     cells = [(row, seed) for row in rows for seed in range(seeds)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        values = dict(zip(cells, pool.map(run, *zip(*cells, strict=True)), strict=True))
+    values = in_parallel(run, cells, jobs)
     scores = {row: [values[row, seed] for seed in range(seeds)] for row in rows}
     tests = {row: paired_test(scores[row], scores[rows[0]]) for row in rows[1:]}
     adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))

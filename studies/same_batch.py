@@ -104,10 +104,9 @@ def accuracy(model: nn.Module | None, splits: Splits, part: str) -> float:
     return sum(right) / len(data)
 
 
-def tune(row: str) -> tuple[float, list[float]]:
+def validated(row: str, lr0: float) -> float:
     splits = make_splits(open_source("mnist"), samples=1000, seed=1000)
-    scores = [accuracy(train(splits, row, lr0, 1000), splits, "val") for lr0 in RATES]
-    return RATES[max(range(len(RATES)), key=scores.__getitem__)], scores
+    return accuracy(train(splits, row, lr0, 1000), splits, "val")
 
 
 def run(rates: dict[str, float], row: str, seed: int) -> float:
@@ -117,11 +116,7 @@ def run(rates: dict[str, float], row: str, seed: int) -> float:
 
 def main() -> None:
     given: argparse.Namespace = paired.parser(__doc__).parse_args()
-    rates = {}
-    print("validation accuracy at lr0", *RATES)
-    for row in ROWS:
-        rates[row], scores = tune(row)
-        print(f"{row}: {' '.join(f'{100 * score:.2f}' for score in scores)}", flush=True)
+    rates = paired.tuned(validated, list(ROWS), RATES, given.jobs)
     paired.paired_table(functools.partial(run, rates), list(ROWS), given.seeds, given.jobs)
 
 

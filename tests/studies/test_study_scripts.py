@@ -101,3 +101,10 @@ def test_the_table(script: Any, capsys: Any) -> None:
 
 def _number(row: str, seed: int) -> float:
     return (10 + seed) / 100 if row == "a" else (11 + 2 * seed) / 100
+
+
+def test_every_part_trains(script: Any) -> None:
+    parts = script("parts")
+    options = {"dataset": "toy", "samples": 200, "image_size": 24, "epochs": 3}
+    scores = [parts.accuracy(options, "val", 0, row, 0.003) for row in parts.ROWS]
+    assert min(scores) > 0.4 and len(set(scores)) > 1  # chance is 1/6
