@@ -19,7 +19,7 @@ def trained(toy_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory; its weights are poor, so detections need a low threshold."""
     folder = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
-    flags = small(toy_yaml, "--epochs", "4", "--project", str(folder), "--set", "mosaic=0", "--set", "lr0=0.05")
+    flags = small(toy_yaml, "--epochs", "4", "--project", str(folder), "--set", "mosaic=0", "--set", "lr0=0.003")
     assert main_train(flags) == 0
     return folder / "exp"
 
