@@ -123,7 +123,7 @@ def trained(row: str, seed: int) -> tuple[float, nn.Module, Splits]:
     if share and form != "scratch":
         kept = [alive(layer) for layer in layers_of(model)[:-1]]
         model = cut(model, kept)
-        images = pixels(splits, splits.test.images[:EVAL_BATCH])
+        images = paired.pixels(splits, splits.test.images[:EVAL_BATCH])
         difference = (model(images) - outcome.model(images)).abs().max().item()
         if difference > 1e-3:
             raise ArithmeticError(f"{row}: the cut network differs by {difference}")
@@ -142,10 +142,6 @@ def alive(layer: Any) -> Tensor:
     return layer.weight.detach().flatten(1).abs().sum(1).nonzero().view(-1)
 
 
-def pixels(splits: Splits, images: Tensor) -> Tensor:
-    return (images.float() / 255 - splits.mean[:, None, None]) / splits.std[:, None, None]
-
-
 def run(row: str, seed: int) -> float:
     return trained(row, seed)[0]
 
@@ -157,7 +153,7 @@ def speed(rounds: int = 15) -> None:
     with torch.enable_grad():
         models = {row: trained(row, 0) for row in ("all channels", "half, by Fisher", "a quarter left, by Fisher")}
     splits = next(iter(models.values()))[2]
-    images = pixels(splits, splits.test.images[: 4 * EVAL_BATCH])
+    images = paired.pixels(splits, splits.test.images[: 4 * EVAL_BATCH])
     seconds: dict[str, list[float]] = {row: [] for row in models}
     for _ in range(rounds):
         for row, (_, model, _) in models.items():

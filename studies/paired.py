@@ -9,7 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sp_yolo.classify import Splits
 from sp_yolo.compare.report import markdown, provenance
 from sp_yolo.compare.statistics import holm, mean_interval, paired_test
 
@@ -20,6 +22,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=5)
     made.add_argument("--jobs", type=int, default=1, help="processes with one thread each")
     return made
+
+
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """The same, and what is trained on what: options of a ClassifyConfig."""
+    made = parser(description)
+    for name, default in (("dataset", "mnist"), ("samples", 1000), ("model", "cnn"), ("epochs", 20)):
+        made.add_argument(f"--{name}", type=type(default), default=default)
+    return made
+
+
+def pixels(splits: Splits, images: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] as the networks are fed them."""
+    return (images.float() / 255 - splits.mean[:, None, None]) / splits.std[:, None, None]
 
 
 def in_parallel(run: Callable[..., float], cells: Sequence[tuple[Any, ...]], jobs: int) -> dict[tuple[Any, ...], float]:

@@ -17,7 +17,8 @@ import paired
 import torch
 from torch import nn
 
-from sp_yolo.classify import fit, load_classify_config, make_splits, open_source
+from sp_yolo.classify import fit, load_classify_config, open_source
+from sp_yolo.classify.splits import config_splits
 from sp_yolo.errors import NonFiniteError
 from sp_yolo.optim import SP, build_param_groups
 
@@ -41,7 +42,7 @@ ROWS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def accuracy(options: dict[str, Any], split: str, seed: int, row: str, lr0: float) -> float:
     config = load_classify_config(seed=seed, overrides={"lr0": lr0, "weight_decay": 0.01}, **options)
     source = open_source(config.dataset)
-    splits = make_splits(source, samples=config.samples, seed=seed)
+    splits = config_splits(config, source)
 
     def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> torch.optim.Optimizer:
         groups = build_param_groups(model, weight_decay=hyp["weight_decay"])
@@ -60,9 +61,7 @@ def run(options: dict[str, Any], rates: dict[str, float], row: str, seed: int) -
 
 
 def main() -> None:
-    parser = paired.parser(__doc__)
-    for name, default in (("dataset", "mnist"), ("samples", 1000), ("model", "cnn"), ("epochs", 20)):
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser = paired.options_parser(__doc__)
     given = vars(parser.parse_args())
     seeds, jobs = given.pop("seeds"), given.pop("jobs")
     rates = paired.tuned(functools.partial(accuracy, given, "val", 1000), list(ROWS), RATES, jobs)

@@ -16,7 +16,8 @@ import paired
 import torch
 from torch import Tensor, nn
 
-from sp_yolo.classify import fit, load_classify_config, make_splits, open_source
+from sp_yolo.classify import fit, load_classify_config, open_source
+from sp_yolo.classify.splits import config_splits
 from sp_yolo.optim import SP, build_param_groups
 
 # What is gathered at every step, by name: (decay, f(g, s, y)), s and y of eq. (1).
@@ -86,7 +87,7 @@ def _order(x: Tensor) -> torch.memory_format:
 def run(options: dict[str, Any], lr0: float, zeros: float, row: str, seed: int) -> float:
     """Test accuracy of one run; ``row`` "dense" does not prune."""
     config = load_classify_config(optimizer="sp", seed=seed, overrides={"lr0": lr0}, **options)
-    splits = make_splits(open_source(config.dataset), samples=config.samples, seed=seed)
+    splits = config_splits(config, open_source(config.dataset))
 
     def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> SP:
         share = 0.0 if row == "dense" else zeros
@@ -99,9 +100,7 @@ def run(options: dict[str, Any], lr0: float, zeros: float, row: str, seed: int) 
 
 
 def main() -> None:
-    parser = paired.parser(__doc__)
-    for name, default in (("dataset", "mnist"), ("samples", 1000), ("model", "cnn"), ("epochs", 20)):
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser = paired.options_parser(__doc__)
     parser.add_argument("--lr0", type=float, default=0.316)
     parser.add_argument("--zeros", type=float, default=0.97)
     given = vars(parser.parse_args())

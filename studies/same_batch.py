@@ -73,14 +73,10 @@ def train(splits: Splits, row: str, lr0: float, seed: int) -> nn.Module | None:
 def _gradients(
     model: nn.Module, params: Sequence[Tensor], splits: Splits, images: Tensor, labels: Tensor
 ) -> list[Tensor] | None:
-    loss = functional.cross_entropy(model(_pixels(splits, images)), labels)
+    loss = functional.cross_entropy(model(paired.pixels(splits, images)), labels)
     if not torch.isfinite(loss):
         return None
     return [g + DECAY * p.detach() for g, p in zip(torch.autograd.grad(loss, params), params, strict=True)]
-
-
-def _pixels(splits: Splits, images: Tensor) -> Tensor:
-    return (images.float() / 255 - splits.mean[:, None, None]) / splits.std[:, None, None]
 
 
 @torch.no_grad()
@@ -98,7 +94,7 @@ def accuracy(model: nn.Module | None, splits: Splits, part: str) -> float:
         return 1 / len(splits.names)
     data = getattr(splits, part)
     right = [
-        int((model(_pixels(splits, images)).argmax(1) == labels).sum())
+        int((model(paired.pixels(splits, images)).argmax(1) == labels).sum())
         for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True)
     ]
     return sum(right) / len(data)
