@@ -99,7 +99,7 @@ def cut(model: nn.Module, kept: list[Tensor]) -> nn.Module:
 
 
 def settings(seed: int) -> tuple[ClassifyConfig, Splits]:
-    overrides = {"lr0": LR0}
+    overrides = {"lr0": LR0, "weight_decay": 5e-4}
     config = load_classify_config(optimizer="sp", samples=1000, epochs=EPOCHS, seed=seed, overrides=overrides)
     return config, make_splits(open_source("mnist"), samples=1000, seed=seed)
 

@@ -86,7 +86,8 @@ def _order(x: Tensor) -> torch.memory_format:
 
 def run(options: dict[str, Any], lr0: float, zeros: float, row: str, seed: int) -> float:
     """Test accuracy of one run; ``row`` "dense" does not prune."""
-    config = load_classify_config(optimizer="sp", seed=seed, overrides={"lr0": lr0}, **options)
+    overrides = {"lr0": lr0, "weight_decay": 5e-4}
+    config = load_classify_config(optimizer="sp", seed=seed, overrides=overrides, **options)
     splits = config_splits(config, open_source(config.dataset))
 
     def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> SP:

@@ -21,12 +21,12 @@ from sp_yolo.errors import UserError
 TASKS = ("classify", "detect")
 TUNING_SEED = 1000  # first seed of the tuning runs: none of them is measured on the test split
 # Half-decade steps over two and a half decades, and around the recipes' values for a detector.
-_WIDE, _LOW = (0.01, 0.0316, 0.1, 0.316, 1.0, 3.16), (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316)
+_LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "classify": {"sp": _WIDE, "sp-paper": _WIDE, "sgd": _WIDE, "adam": _LOW, "adamw": _LOW},
+    "classify": {"sp": (*_LOW[1:], 0.1), "sp-paper": _WIDE, "sgd": _WIDE, "adam": _LOW, "adamw": _LOW},
     "detect": {
-        **dict.fromkeys(("sp", "sgd"), (0.005, 0.02, 0.08)),
-        **dict.fromkeys(("adam", "adamw"), (0.0005, 0.002, 0.008)),
+        "sgd": (0.005, 0.02, 0.08),
+        **dict.fromkeys(("sp", "adam", "adamw"), (0.0005, 0.002, 0.008)),
     },
 }
 _KEYS = ("task", "options", "seeds", "tuning_seeds", "baseline", "set", "variants")

@@ -23,7 +23,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_fisher_form_prunes_what_sp_prunes(script: Any) -> None:
     saliency = script("saliency")
-    overrides = {"lr0": 0.1, "sp_sigma_backbone": 0.9, "sp_sigma_head": 0.9}
+    overrides = {"lr0": 0.1, "weight_decay": 5e-4, "sp_sigma_backbone": 0.9, "sp_sigma_head": 0.9, "sp_damping": "none"}
     config = load_classify_config(dataset="toy", image_size=24, samples=200, epochs=4, overrides=overrides)
     splits = make_splits(open_source("toy", image_size=24), samples=200)
     found = {}
