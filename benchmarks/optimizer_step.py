@@ -50,6 +50,7 @@ VARIANTS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
         m.parameters(), lr=1e-4, momentum=0.9, nesterov=True, foreach=False
     ),
     "SP dense": lambda m: SP(build_param_groups(m), lr=1e-4),
+    "SP dense, Fisher metric": lambda m: SP(build_param_groups(m), lr=1e-4, damping="fisher"),
     "SP pruning, magnitude": lambda m: pruning(m, saliency="damping"),
     "SP pruning, Fisher": lambda m: pruning(m, saliency="fisher"),
     "SP dense, compile=True": lambda m: SP(build_param_groups(m), lr=1e-4, compile=True),
