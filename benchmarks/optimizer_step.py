@@ -54,6 +54,9 @@ VARIANTS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "SP pruning, magnitude": lambda m: pruning(m, saliency="damping"),
     "SP pruning, Fisher": lambda m: pruning(m, saliency="fisher"),
     "SP dense, compile=True": lambda m: SP(build_param_groups(m), lr=1e-4, compile=True),
+    "SP dense, Fisher metric, compile=True": lambda m: SP(
+        build_param_groups(m), lr=1e-4, damping="fisher", compile=True
+    ),
     "SP pruning, magnitude, compile=True": lambda m: pruning(m, saliency="damping", compile=True),
     "SP pruning, Fisher, compile=True": lambda m: pruning(m, saliency="fisher", compile=True),
     "SP dense, foreach": lambda m: SP(build_param_groups(m), lr=1e-4, foreach=True),

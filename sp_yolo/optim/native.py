@@ -1,7 +1,8 @@
 """The dense update as C, compiled when the process first asks for it; where that fails, the torch path runs instead.
 
 One pass over the gradient for <s, g>, one over everything for the update: nine words of memory traffic per parameter,
-against seven of AdamW's fused kernel. Only float32 on a CPU; no compiler is needed to install or to train.
+eleven in the Fisher metric, against seven of AdamW's fused kernel. Only float32 on a CPU; no compiler is needed to
+install or to train.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sp_yolo.optim.damping import FISHER_FLOOR
 from sp_yolo.optim.saliency import FISHER_DECAY, rank_inside
-from sp_yolo.optim.update import CARRIED, Batch, is_dense, like_parameter
+from sp_yolo.optim.update import CARRIED, Batch, is_dense, like_parameter, next_square_weight
 
 # Elements that are worth another thread.
 SHARE = 1 << 20
 
 SOURCE = r"""
+#include <math.h>
 #include <stdint.h>
 #define LANES 32
 #define SPAN 4096   /* elements summed in float32 lanes before they go to float64 */
 #define STRETCH (1 << 18)   /* elements read in order: shorter, and the processor's prefetching suffers */
 #define GLANCE 64   /* elements looked at together for one inside the bracket */
 typedef struct { int64_t x, v, s, mask, h, n; } tensor;
-typedef struct { float beta, l2, shrink, step, sign, decay; int32_t nesterov; } settings;
+typedef struct { float beta, l2, shrink, step, sign, decay, floor; int32_t nesterov, fisher; } settings;
 
 static double reduce(const float *lanes) {
     double total = 0.0;
@@ -67,50 +70,60 @@ double sp_products(const tensor *tensors, const int64_t *gradients, int64_t coun
 
 static inline __attribute__((always_inline)) void element(
     float *x, const float *g, float *v, float *s, const uint8_t *mask, float *h, int64_t i,
-    const settings c, float *ss, float *sg)
+    const settings c, float weight, int fisher, float *norm, float *ss, float *sg)
 {
     float gradient = c.sign * g[i], before = x[i];
     float steered = gradient + c.l2 * before;
     float moved = c.beta * v[i] + steered;
     float direction = c.nesterov ? steered + c.beta * moved : moved;
-    float after = c.shrink * before - c.step * direction;
+    float square = 0.0f, metric = 1.0f;   /* metric: 1 / D */
+    if (h) h[i] = square = c.decay * h[i] + (1.0f - c.decay) * gradient * gradient;
+    if (fisher) metric = (sqrtf(square / weight) + c.floor) / (1.0f - c.beta);
+    float after = c.shrink * before - c.step * (fisher ? direction / metric : direction);
     if (mask) after *= (float)mask[i];
     float displacement = after - before;
     x[i] = after; v[i] = moved; s[i] = displacement;
-    if (h) h[i] = c.decay * h[i] + (1.0f - c.decay) * gradient * gradient;
-    *ss += displacement * displacement;
+    float squared = displacement * displacement;
+    if (fisher) *norm += squared * metric;
+    *ss += squared;
     *sg += displacement * gradient;
 }
 
 static inline __attribute__((always_inline)) void run(
     float *restrict x, const float *restrict g, float *restrict v, float *restrict s,
-    const uint8_t *restrict mask, float *restrict h, int64_t n, const settings c, double *out)
+    const uint8_t *restrict mask, float *restrict h, int64_t n, const settings c, float weight, int fisher,
+    double *out)
 {
-    float squares[LANES] = {0}, products[LANES] = {0};
+    float norms[LANES] = {0}, squares[LANES] = {0}, products[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) element(x, g, v, s, mask, h, i + j, c, squares + j, products + j);
-    for (; i < n; i++) element(x, g, v, s, mask, h, i, c, squares, products);
-    out[0] += reduce(squares); out[1] += reduce(products);
+        for (int j = 0; j < LANES; j++)
+            element(x, g, v, s, mask, h, i + j, c, weight, fisher, norms + j, squares + j, products + j);
+    for (; i < n; i++) element(x, g, v, s, mask, h, i, c, weight, fisher, norms, squares, products);
+    out[0] += reduce(fisher ? norms : squares); out[1] += reduce(squares); out[2] += reduce(products);
 }
 
-static void update(const tensor *t, const float *g, int64_t begin, int64_t end, const settings *c, double *out) {
+static void update(const tensor *t, const float *g, int64_t begin, int64_t end, const settings *c, float weight,
+                   double *out) {
     float *h = (float *)t->h;
     const uint8_t *mask = (const uint8_t *)t->mask;
     for (int64_t i = begin; i < end; i += SPAN) {
         int64_t n = i + SPAN < end ? SPAN : end - i;
         float *x = (float *)t->x + i, *v = (float *)t->v + i, *s = (float *)t->s + i;
         /* constants in each branch: the compiler drops the tests from the loops */
-        if (mask && h) run(x, g + i, v, s, mask + i, h + i, n, *c, out);
-        else if (mask) run(x, g + i, v, s, mask + i, 0, n, *c, out);
-        else if (h)    run(x, g + i, v, s, 0, h + i, n, *c, out);
-        else           run(x, g + i, v, s, 0, 0, n, *c, out);
+        if (c->fisher && mask) run(x, g + i, v, s, mask + i, h + i, n, *c, weight, 1, out);
+        else if (c->fisher)    run(x, g + i, v, s, 0, h + i, n, *c, weight, 1, out);
+        else if (mask && h)    run(x, g + i, v, s, mask + i, h + i, n, *c, weight, 0, out);
+        else if (mask)         run(x, g + i, v, s, mask + i, 0, n, *c, weight, 0, out);
+        else if (h)            run(x, g + i, v, s, 0, h + i, n, *c, weight, 0, out);
+        else                   run(x, g + i, v, s, 0, 0, n, *c, weight, 0, out);
     }
 }
 
-/* Backwards, in stretches: the gradients and displacements that sp_products read last are still in cache. */
+/* Backwards, in stretches: the gradients and displacements that sp_products read last are still in cache. weights: of
+   each tensor's average h. */
 void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t first, int64_t last,
-               const settings *c, double *out) {
+               const settings *c, const float *weights, double *out) {
     int64_t before = 0;
     for (int64_t t = 0; t < count; t++) before += tensors[t].n;
     for (int64_t t = count - 1; t >= 0; t--) {
@@ -119,7 +132,7 @@ void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, i
         int64_t begin = first > before ? first - before : 0, end = last < before + n ? last - before : n;
         while (begin < end) {
             int64_t start = end - begin > STRETCH ? end - STRETCH : begin;
-            update(tensors + t, (const float *)gradients[t], start, end, c, out + 2 * t);
+            update(tensors + t, (const float *)gradients[t], start, end, c, weights[t], out + 3 * t);
             end = start;
         }
     }
@@ -174,8 +187,9 @@ int64_t sp_bracket(const float *x, const float *h, const uint8_t *mask, int64_t 
 
 
 class Settings(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_float) for name in ("beta", "l2", "shrink", "step", "sign", "decay")] + [
-        ("nesterov", ctypes.c_int32)
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("beta", "l2", "shrink", "step", "sign", "decay", "floor")),
+        *((name, ctypes.c_int32) for name in ("nesterov", "fisher")),
     ]
 
 
@@ -188,7 +202,9 @@ def library() -> ctypes.CDLL | None:
     with tempfile.TemporaryDirectory(prefix="sp-yolo-") as folder:
         source, shared = Path(folder) / "sp.c", Path(folder) / "sp.so"
         source.write_text(SOURCE)
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(shared), str(source)]
+        # -fno-math-errno: a square root that sets errno is not vectorised.
+        flags = ["-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC"]
+        command = [compiler, *flags, "-o", str(shared), str(source), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             kernels = ctypes.CDLL(str(shared))
@@ -200,9 +216,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def supports(batch: Batch) -> bool:
-    """Plain parameters with float32 gradients, D = 1."""
+    """Plain parameters with float32 gradients; D = 1 or the Fisher metric."""
     first = batch.params[0]  # a batch is of one device and dtype
-    if batch.damping != "none" or first.device.type != "cpu" or first.dtype != torch.float32:
+    if batch.damping == "diagonal" or first.device.type != "cpu" or first.dtype != torch.float32:
         return False
     return all(map(is_dense, batch.params)) and all(g.dtype == torch.float32 for g in batch.grads)
 
@@ -260,20 +276,21 @@ class Native:
             float(batch.lr) * gamma.item(),
             -1.0 if batch.maximize else 1.0,
             FISHER_DECAY,
+            FISHER_FLOOR,
             int(batch.nesterov),
+            int(batch.damping == "fisher"),
         )
+        weights = (ctypes.c_float * len(self.sizes))(*[next_square_weight(batch, state) for state in batch.states])
 
         def call(first: int, last: int) -> list[float]:
-            sums = (ctypes.c_double * (2 * len(self.sizes)))()
-            self.kernels.sp_update(*self._arguments(first, last), ctypes.byref(settings), sums)
+            sums = (ctypes.c_double * (3 * len(self.sizes)))()
+            self.kernels.sp_update(*self._arguments(first, last), ctypes.byref(settings), weights, sums)
             return list(sums)
 
         parts = self._share_out(call)
         sums = parts[0] if len(parts) == 1 else [sum(column) for column in zip(*parts, strict=True)]
-        norm, square, gradient = CARRIED
-        for state, squared, product in zip(batch.states, sums[0::2], sums[1::2], strict=True):
-            state[norm] = state[square] = squared
-            state[gradient] = product
+        for state, *own in zip(batch.states, sums[0::3], sums[1::3], sums[2::3], strict=True):
+            state.update(zip(CARRIED, own, strict=True))
 
 
 def keep(

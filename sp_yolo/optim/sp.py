@@ -54,8 +54,8 @@ class SP(Optimizer):
         maximize: ascend.
         foreach: the multi-tensor path. Default: on accelerators. On a CPU the single-tensor path is faster.
         capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
-        compile: on a CPU, run the float32 update without a metric as C, compiled when the first step needs it, if there
-            is a compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
+        compile: on a CPU, run the float32 update (not the diagonal's) as C, compiled when the first step needs it, if
+            there is a compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
 
     Raises:
         ValueError: a setting outside its bounds, complex parameters, ``differentiable=True``.

@@ -131,6 +131,14 @@ class SingleTensor:
             _update_tensor(self.batch, step_size, r_gamma.item(), param, grad, state)
 
 
+def next_square_weight(batch: Batch, state: dict[str, Any]) -> float:
+    """The sum of the weights of E[g^2], this step's included, which goes to the state; 1 where D does not need it."""
+    if batch.damping != "fisher":
+        return 1.0
+    state["square_weight"] = FISHER_DECAY * state["square_weight"] + 1 - FISHER_DECAY
+    return float(state["square_weight"])
+
+
 def _is_small(param: Tensor, grad: Tensor, state: dict[str, Any]) -> bool:
     return param.ndim == 1 and param.numel() <= SMALL and not ("mask" in state or "square_avg" in state)
 
@@ -158,9 +166,7 @@ def _update_tensor(
         optional[2] = parameter_damping(wide, wide.new_tensor(r_gamma), batch.damping_bounds)
     rows: list[tuple[Any, ...]] = [pieces(t) for t in tensors]
     rows += [(None,) * len(rows[0]) if t is None else pieces(t) for t in optional]
-    square_weight = 1.0
-    if batch.damping == "fisher":
-        square_weight = state["square_weight"] = FISHER_DECAY * state["square_weight"] + 1 - FISHER_DECAY
+    square_weight = next_square_weight(batch, state)
     sums = [0.0, 0.0, 0.0]
     for x_row, g_row, v_row, s_row, mask, square, damping in reversed(list(zip(*rows, strict=True))):
         g = g_row.to(s_row.dtype)

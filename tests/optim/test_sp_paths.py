@@ -75,7 +75,7 @@ def test_native_path_says_so_and_falls_back(monkeypatch):
         train(model, optimizer, 2)
         return optimizer.path
 
-    assert path_of() == "native"
+    assert path_of() == path_of(damping="fisher") == "native"
     assert path_of(torch.bfloat16) == path_of(damping="diagonal") == "single-tensor"
     assert path_of(mode="paper") == "single-tensor" and path_of(foreach=True) == "multi-tensor"
     for compiler in ("/nonexistent/cc", "false"):
@@ -85,14 +85,15 @@ def test_native_path_says_so_and_falls_back(monkeypatch):
     native.library.cache_clear()
 
 
-def test_native_threads_share_out_the_work(monkeypatch):
+@pytest.mark.parametrize("damping", ["none", "fisher"])
+def test_native_threads_share_out_the_work(monkeypatch, damping):
     monkeypatch.setattr(native, "SHARE", 64)
     threads = torch.get_num_threads()
     results = []
     for count in (1, 3):
         torch.set_num_threads(count)
         model = network()
-        train(model, SP(model.parameters(), compile=True, **PRUNED), 10)
+        train(model, SP(model.parameters(), compile=True, damping=damping, **PRUNED), 10)
         results.append(weights(model))
     torch.set_num_threads(threads)
     assert torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
