@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from sp_yolo.classify.settings import OPTIMIZERS
 from sp_yolo.compare.study import (
     Study,
     Variant,
     cell_of,
+    default_grid,
     final_cells,
     load_study,
     make_study,
     quick,
     tuning_cells,
 )
+from sp_yolo.config import load_hyp
 from sp_yolo.errors import UserError
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
@@ -46,6 +49,21 @@ def test_a_study_file(tmp_path: Path) -> None:
     last = final_cells(study, {"sgd": 0.1, "sparse": 0.3})[-1]
     assert (last.seed, last.measure, last.lr0) == (2, "test", 0.3)
     assert last.overrides == {"momentum": 0.95, "sp_sigma_head": 0.5, "lr0": 0.3}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_default_grid_of_a_classifier_holds_what_the_optimizer_defaults_to(optimizer: str) -> None:
+    grid, own = default_grid("classify", optimizer), OPTIMIZERS[optimizer][1]["lr0"]
+    assert min(grid) < own < max(grid)
+    assert len(grid) == len(default_grid("classify", "sgd"))
+
+
+@pytest.mark.parametrize("optimizer", ["sp", "sgd", "adamw"])
+def test_the_default_grid_of_a_detector_holds_the_recipes_rate(optimizer: str) -> None:
+    recipe = load_hyp(f"{optimizer}.tiny.yaml")
+    grid = default_grid("detect", optimizer)
+    assert min(grid) < recipe["lr0"] < max(grid)
+    assert len(grid) == len(default_grid("detect", "sgd"))
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
