@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,8 +37,12 @@ class ModelEma(Generic[Model]):
         return self.decay * (1 - math.exp(-updates / self.ramp))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average one step towards ``model``, which must have the structure it was made from."""
+    def update(self, model: nn.Module, held: Mapping[Tensor, Tensor] | None = None) -> None:
+        """Move the average one step towards ``model``, which must have the structure it was made from.
+
+        ``held``: masks of parameters of ``model`` whose zeros are zeros of the average too, from now on: an average
+        alone would keep what the weights were before they were pruned.
+        """
         self.updates += 1
         averages, values = [], []
         buffers = () if self.average_buffers else {name for name, _ in self.module.named_buffers()}
@@ -51,3 +56,7 @@ class ModelEma(Generic[Model]):
                 averages.append(average)
                 values.append(value.detach())
         torch._foreach_lerp_(averages, values, 1 - self.decay_at(self.updates))
+        if held:
+            for average, param in zip(self.module.parameters(), model.parameters(), strict=True):
+                if param in held:
+                    average.mul_(held[param])

@@ -23,6 +23,7 @@ from sp_yolo.engine.schedule import Schedule, StepPlan
 from sp_yolo.engine.state import RunState
 from sp_yolo.errors import NonFiniteError, StorageError
 from sp_yolo.losses import DetectionLoss
+from sp_yolo.optim import SP
 
 SMALLEST_SCALE = 2.0**-14  # of a float16 loss: when halving got here, it was not the scale that made gradients infinite
 
@@ -95,7 +96,7 @@ class TrainStep:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.model)
+        state.ema.update(state.model, state.optimizer.masks() if isinstance(state.optimizer, SP) else None)
 
     def _refuse(self, bad: list[str], iteration: int, batch: Any) -> NoReturn:
         """Keep the batch, name what was wrong. A NaN loss makes every gradient NaN: then only the losses are named."""

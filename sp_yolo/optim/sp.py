@@ -239,6 +239,13 @@ class SP(Optimizer):
         if pruned:
             forget_displacement(state for param, state in self.state.items() if isinstance(param, Tensor))
 
+    def masks(self) -> dict[Tensor, Tensor]:
+        """The masks of the parameters that have held zeros (False: held at zero), in the parameter's shape.
+
+        An average of the weights (EMA) keeps what they were before: multiply it by these.
+        """
+        return {param: state["mask"] for param, state in self.state.items() if "mask" in state}
+
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros among the prunable weights of each group, by group name; 0 where nothing is prunable."""
         shares = {}

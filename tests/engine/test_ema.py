@@ -11,6 +11,21 @@ from torch import nn
 from sp_yolo.engine.ema import ModelEma
 
 
+def test_held_zeros_are_zeros_of_the_average() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    ema = ModelEma(model, decay=0.9, ramp=1.0)
+    before = ema.module[0].weight.detach().clone()
+    weight = model[1].weight
+    mask = torch.tensor([[True, False], [False, True]])
+    with torch.no_grad():
+        weight.mul_(mask)
+        ema.update(model)
+        assert not (ema.module[1].weight == 0).any()
+        ema.update(model, {weight: mask})
+    assert torch.equal(ema.module[1].weight == 0, ~mask)
+    assert torch.allclose(ema.module[0].weight, before)
+
+
 @pytest.mark.parametrize("average_buffers", [True, False])
 def test_weights_are_averaged_and_buffers_as_asked(average_buffers: bool) -> None:
     torch.manual_seed(0)

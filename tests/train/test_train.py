@@ -63,6 +63,18 @@ def test_a_run_leaves_what_users_expect(program: Program, toy_yaml: Path) -> Non
         assert words in done.stdout, words
 
 
+def test_the_weights_of_a_pruned_run_have_its_zeros(tmp_path: Path, toy_yaml: Path) -> None:
+    """The averaged weights are what is validated and delivered: they must be as sparse as SP was told."""
+    overrides = {"sp_sigma_backbone": 0.8, "sp_sigma_head": 0.8, "sp_every": 2}
+    config = load_config(**small_options(toy_yaml), overrides=overrides, project=str(tmp_path), name="run")
+    Trainer(config).fit()
+    content = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=True)
+    zeros = {kind: {name: w == 0 for name, w in content[kind].items() if w.ndim == 4} for kind in ("model", "ema")}
+    counts = {kind: sum(int(z.sum()) for z in own.values()) for kind, own in zeros.items()}
+    assert counts["ema"] == counts["model"] > 0.75 * sum(z.numel() for z in zeros["ema"].values())
+    assert all(torch.equal(zeros["ema"][name], own) for name, own in zeros["model"].items())
+
+
 def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, toy_yaml: Path) -> None:
     hashes = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
