@@ -16,19 +16,15 @@ from sp_yolo.classify import load_classify_config
 from sp_yolo.classify.settings import check_hyperparameter
 from sp_yolo.config import HYP_RULES, find_file, load_config, read_yaml
 from sp_yolo.config import OPTIMIZERS as DETECT_OPTIMIZERS
+from sp_yolo.engine.build import chosen_recipe
 from sp_yolo.errors import UserError
 
 TASKS = ("classify", "detect")
 TUNING_SEED = 1000  # first seed of the tuning runs: none of them is measured on the test split
-# Half-decade steps over two and a half decades, and around the recipes' values for a detector.
+# Learning rates of a classifier: half-decade steps over two and a half decades.
 _LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "classify": {"sp": (*_LOW[1:], 0.1), "sp-paper": _WIDE, "sgd": _WIDE, "adam": _LOW, "adamw": _LOW},
-    "detect": {
-        "sgd": (0.005, 0.02, 0.08),
-        **dict.fromkeys(("sp", "adam", "adamw"), (0.0005, 0.002, 0.008)),
-    },
-}
+GRIDS = {"sp": (*_LOW[1:], 0.1), "sp-paper": _WIDE, "sgd": _WIDE, "adam": _LOW, "adamw": _LOW}
+SPREAD = (0.25, 1.0, 4.0)  # of a detector's: times the rate of its recipe
 _KEYS = ("task", "options", "seeds", "tuning_seeds", "baseline", "set", "variants")
 # Where things lie does not change the numbers.
 _PLACES = ("root", "download", "device", "workers")
@@ -36,7 +32,7 @@ _PLACES = ("root", "download", "device", "workers")
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: an optimizer with settings of its own, tuned over ``grid`` (lr0)."""
+    """One row of the table: an optimizer with settings of its own, tuned over ``grid`` (of lr0; empty: the default)."""
 
     name: str
     optimizer: str
@@ -86,7 +82,13 @@ class Cell:
 
 
 def load_study(path: str) -> Study:
-    """Read a study file: task, options, seeds, tuning_seeds, baseline, set and variants (docs/compare.md).
+    """The study of a file. Raises: as :func:`read_study`."""
+    return make_study(**read_study(path))
+
+
+def read_study(path: str) -> dict[str, Any]:
+    """A study file's task, options, seeds, tuning_seeds, baseline, set and variants (docs/compare.md), checked, as the
+    arguments of :func:`make_study`.
 
     Raises:
         UserError: unknown keys or wrong values; names file and line.
@@ -98,43 +100,59 @@ def load_study(path: str) -> Study:
     for key in ("options", "set", "variants"):
         if not isinstance(source.get(key, {}), dict):
             raise UserError(f"{source.where(key)}: {key} must be 'key: value' lines")
-    task, variants = source.get("task", "classify"), []
+    task = source.get("task", "classify")
     if task not in TASKS:
         raise UserError(f"{source.where('task')}: task = {task!r}: must be classify or detect")
     try:
-        for name, settings in source.get("variants", {}).items():
-            variants.append(_variant(str(name), dict(settings or {}), task))
-        return make_study(
-            Path(path).stem,
-            task=task,
-            options=source.get("options", {}),
-            overrides=source.get("set", {}),
-            variants=variants,
-            baseline=str(source.get("baseline", "")),
-            seeds=source.get("seeds", 5),
-            tuning_seeds=source.get("tuning_seeds", 2),
-        )
+        arguments = {
+            "name": Path(path).stem,
+            "task": task,
+            "options": dict(source.get("options", {})),
+            "overrides": dict(source.get("set", {})),
+            "variants": [
+                _variant(str(name), dict(settings or {})) for name, settings in source.get("variants", {}).items()
+            ],
+            "baseline": str(source.get("baseline", "")),
+            "seeds": source.get("seeds", 5),
+            "tuning_seeds": source.get("tuning_seeds", 2),
+        }
+        make_study(**arguments)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
+    return arguments
 
 
-def _variant(name: str, settings: dict[str, Any], task: str) -> Variant:
+def _variant(name: str, settings: dict[str, Any]) -> Variant:
     optimizer = str(settings.pop("optimizer", name))
     grid = settings.pop("lr0", None)
     if grid is None:
-        return Variant(name, optimizer, default_grid(task, optimizer), settings)
+        return Variant(name, optimizer, (), settings)
     grid = grid if isinstance(grid, list) else [grid]
     if not grid or not all(isinstance(lr, int | float) and not isinstance(lr, bool) and lr > 0 for lr in grid):
         raise UserError(f"variant {name!r}: lr0 must be a list of numbers above 0")
     return Variant(name, optimizer, tuple(sorted(map(float, grid))), settings)
 
 
-def default_grid(task: str, optimizer: str) -> tuple[float, ...]:
-    """The learning rates an optimizer is tried with unless the study says which."""
-    known = GRIDS[task]
+def default_grid(task: str, optimizer: str, options: Mapping[str, Any]) -> tuple[float, ...]:
+    """The learning rates an optimizer is tried with unless the study says which.
+
+    For a detector a quarter, once and four times the lr0 of the recipe that it trains with under these ``options``.
+
+    Raises:
+        UserError: an optimizer without one; a wrong option, dataset or recipe.
+    """
+    known = GRIDS if task == "classify" else DETECT_OPTIMIZERS
     if optimizer not in known:
         raise UserError(f"optimizer {optimizer!r}: give its lr0 grid (known for {task}: {', '.join(known)})")
-    return known[optimizer]
+    if task == "classify":
+        return GRIDS[optimizer]
+    lr0 = chosen_recipe(load_config(**_of_config(options), optimizer=optimizer))["lr0"]
+    return tuple(float(f"{lr0 * factor:.6g}") for factor in SPREAD)
+
+
+def _of_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A detection study's options without the one that is not train_sp.py's."""
+    return {key: value for key, value in options.items() if key != "samples"}
 
 
 def make_study(
@@ -159,6 +177,13 @@ def make_study(
     names = [variant.name for variant in variants]
     if not variants or len(set(names)) != len(names):
         raise UserError(f"variants must be one or more with different names, not {names}")
+    reserved = [key for key in ("optimizer", "seed", "overrides", "project", "name", "resume") if key in options]
+    if reserved:
+        raise UserError(f"options: {reserved[0]!r} is not for a study to say")
+    variants = [
+        variant if variant.grid else dataclasses.replace(variant, grid=default_grid(task, variant.optimizer, options))
+        for variant in variants
+    ]
     if len({len(variant.grid) for variant in variants}) > 1:
         sizes = ", ".join(f"{variant.name} {len(variant.grid)}" for variant in variants)
         raise UserError(f"every variant needs as many lr0 to try: {sizes}")
@@ -172,9 +197,6 @@ def make_study(
 
 
 def _check_runnable(cell: Cell) -> None:
-    reserved = [key for key in ("optimizer", "seed", "overrides", "project", "name", "resume") if key in cell.options]
-    if reserved:
-        raise UserError(f"options: {reserved[0]!r} is not for a study to say")
     if cell.task == "classify":
         if cell.optimizer not in CLASSIFY_OPTIMIZERS:
             raise UserError(f"optimizer {cell.optimizer!r}: must be one of {', '.join(CLASSIFY_OPTIMIZERS)}")
@@ -182,7 +204,7 @@ def _check_runnable(cell: Cell) -> None:
     else:
         if cell.optimizer not in DETECT_OPTIMIZERS:
             raise UserError(f"optimizer {cell.optimizer!r}: must be one of {', '.join(DETECT_OPTIMIZERS)}")
-        load_config(**{key: value for key, value in cell.options.items() if key != "samples"})
+        load_config(**_of_config(cell.options))
         for key, value in cell.overrides.items():
             if key != "root":
                 check_hyperparameter(key, value, HYP_RULES, "a detector")

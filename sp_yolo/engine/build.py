@@ -66,6 +66,17 @@ def choose_hyp(config: Config, model: DetectionModel) -> tuple[str, dict[str, An
     return str(find_file(name, "hyp")), load_hyp(name, overrides)
 
 
+def chosen_recipe(config: Config) -> dict[str, Any]:
+    """The hyperparameters a run of ``config`` would have.
+
+    Raises:
+        UserError: data, recipe or weights are wrong.
+    """
+    config = complete(config, load_dataset_config(config.data, config.overrides.get("root")))
+    model = build_model(config.cfg) if config.cfg else model_from_weights(config.weights)
+    return choose_hyp(config, model)[1]
+
+
 def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[DetectionModel, str, dict[str, Any]]:
     """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen; its recipe."""
     if config.weights and not Path(config.weights).is_file():

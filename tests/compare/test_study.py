@@ -1,11 +1,13 @@
 """Study files: what they become, and how their mistakes are named."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
 import pytest
 
 from sp_yolo.classify.settings import OPTIMIZERS
+from sp_yolo.compare.command import add_arguments, the_study
 from sp_yolo.compare.study import (
     Study,
     Variant,
@@ -53,17 +55,46 @@ def test_a_study_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_default_grid_of_a_classifier_holds_what_the_optimizer_defaults_to(optimizer: str) -> None:
-    grid, own = default_grid("classify", optimizer), OPTIMIZERS[optimizer][1]["lr0"]
+    grid, own = default_grid("classify", optimizer, {}), OPTIMIZERS[optimizer][1]["lr0"]
     assert min(grid) < own < max(grid)
-    assert len(grid) == len(default_grid("classify", "sgd"))
+    assert len(grid) == len(default_grid("classify", "sgd", {}))
 
 
-@pytest.mark.parametrize("optimizer", ["sp", "sgd", "adamw"])
-def test_the_default_grid_of_a_detector_holds_the_recipes_rate(optimizer: str) -> None:
-    recipe = load_hyp(f"{optimizer}.tiny.yaml")
-    grid = default_grid("detect", optimizer)
-    assert min(grid) < recipe["lr0"] < max(grid)
-    assert len(grid) == len(default_grid("detect", "sgd"))
+@pytest.mark.parametrize(
+    ("optimizer", "options", "recipe"),
+    [
+        ("sp", {"cfg": "yolov7-tiny", "data": "MINE"}, "sp.tiny.yaml"),
+        ("sp", {}, "sp.toy.yaml"),
+        ("sp", {"cfg": "yolov7", "samples": 50}, "sp.p5.yaml"),
+        ("sgd", {"cfg": "yolov7-w6"}, "sgd.p6.yaml"),
+        ("adam", {"cfg": "yolov7-tiny"}, "adamw.tiny.yaml"),
+        ("sgd", {"cfg": "yolov7-tiny", "hyp": "hyp.scratch.tiny.yaml"}, "hyp.scratch.tiny.yaml"),
+    ],
+)
+def test_the_default_grid_of_a_detector_is_around_its_recipe(
+    optimizer: str, options: dict, recipe: str, tmp_path: Path
+) -> None:
+    if "data" in options:
+        (tmp_path / "images").mkdir()
+        options = {
+            **options,
+            "data": written(tmp_path, f"root: {tmp_path}\ntrain: images\nval: images\nnc: 1\nnames: [cell]\n"),
+        }
+    own = load_hyp(recipe)["lr0"]
+    assert default_grid("detect", optimizer, options) == pytest.approx((own / 4, own, 4 * own), rel=1e-5)
+
+
+def test_flags_and_default_grids(tmp_path: Path) -> None:
+    """A flag that changes the recipe changes a grid that the file leaves open, and none that it gives."""
+    file = written(tmp_path, "task: detect\nvariants: {sp: , sgd: {lr0: [1, 2, 3]}}\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    grids = {
+        flags: [variant.grid for variant in the_study(parser.parse_args([file, *flags])).variants]
+        for flags in ((), ("--cfg", "yolov7"))
+    }
+    for flags, recipe in (((), "sp.toy.yaml"), (("--cfg", "yolov7"), "sp.p5.yaml")):
+        assert grids[flags][0][1] == pytest.approx(load_hyp(recipe)["lr0"]) and grids[flags][1] == (1, 2, 3)
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
