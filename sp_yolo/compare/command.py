@@ -78,5 +78,6 @@ def the_study(arguments: argparse.Namespace) -> Study:
     if names:
         base["variants"] = [Variant(name, name, (), {}) for name in names.split(",") if name]
         base["baseline"] = ""
-    study = make_study(**{**base, **counts})
+    base.update(counts)
+    study = make_study(**base)
     return quick(study) if arguments.quick else study
