@@ -67,7 +67,7 @@ def the_study(arguments: argparse.Namespace) -> Study:
     """The study of the file and the flags; a flag wins over the file."""
     given = {key: value for key, value in vars(arguments).items() if key not in _NOT_OPTIONS}
     overrides = parse_assignments(given.pop("assignments", ()))
-    counts = {key: given.pop(key) for key in ("seeds", "tuning_seeds") if key in given}
+    counts: dict[str, Any] = {key: given.pop(key) for key in ("seeds", "tuning_seeds") if key in given}
     task = "detect" if any(key in given for key in _DETECTION) else "classify"
     base: dict[str, Any] = {"name": "compare", "task": task, "options": {}}
     if arguments.study:
