@@ -136,7 +136,7 @@ def _classify(cell: Cell, folder: Path) -> Result:
 
 
 def _curves(records: list[dict[str, Any]], score: str, loss: str) -> Result:
-    """Per epoch: the score on the validation split (NaN where it was not measured) and the training loss."""
+    """Per epoch: the score on the validation split (None where it was not measured) and the training loss."""
     return {"curve": [record[score] for record in records], "losses": [record[loss] for record in records]}
 
 

@@ -82,10 +82,13 @@ def write_report(
 def _heading(study: Study, command: str) -> str:
     options = ", ".join(f"{key} {value}" for key, value in {**study.options, **study.overrides}.items())
     rates = len(study.variants[0].grid)
-    tuned = (
-        f"Every variant was tuned alike ({rates} learning rates x {study.tuning_seeds} seeds on the validation split)"
-    )
-    tuned = f"{tuned}; then {study.seeds} other seeds" if rates > 1 else f"Learning rates as given; {study.seeds} seeds"
+    seeds = _seeds(study.seeds)
+    tuned = f"Learning rates as given; {seeds}"
+    if rates > 1:
+        tuned = (
+            f"Every variant was tuned alike ({rates} learning rates x {_seeds(study.tuning_seeds)} on the validation "
+            f"split); then {seeds} of their own"
+        )
     return (
         f"`{command}`\n\n"
         f"{study.task}: {options}. {tuned} on the test split, the same initial weights, images and order for all "
@@ -198,7 +201,7 @@ def _csv(results: Sequence[Result]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- plots
 def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folder: Path) -> None:
     metric = METRIC[study.task]
-    title = f"{study.name}: mean and 95 % interval of {study.seeds} seeds"
+    title = f"{study.name}: mean and 95 % interval over {_seeds(study.seeds)}"
     for name, key, scale, label in (
         ("curves.png", "curve", 100, f"validation {metric}"),
         ("losses.png", "losses", 1, "training loss"),
@@ -210,10 +213,14 @@ def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folde
     draw_lines(
         folder / "lr.png",
         {v.name: [(lr0, 100 * _mean(_scores(tuning, v, lr0))) for lr0 in v.grid] for v in study.variants},
-        title=f"{study.name}: mean of {study.tuning_seeds} seeds",
+        title=f"{study.name}: mean over {_seeds(study.tuning_seeds)}",
         labels=("lr0", f"validation {metric}"),
         log_x=True,
     )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _curve(variant: Variant, final: Sequence[Result], key: str, scale: float) -> list[tuple[float, float, float]]:

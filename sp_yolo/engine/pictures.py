@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class RunPictures:
         tags |= {"metrics/mAP_0.5": record["map50"], "metrics/mAP_0.5:0.95": record["map50_95"]}
         tags |= {f"x/lr_{name}": value for name, value in record["lr"].items()}
         for tag, value in tags.items():
-            self._writer.add_scalar(tag, value, record["epoch"])
+            if not math.isnan(value):  # not validated in this epoch
+                self._writer.add_scalar(tag, value, record["epoch"])
         self._writer.flush()
 
     def _truth(self, batch: Any) -> list[Any]:

@@ -76,7 +76,8 @@ class RunDir:
         lines = []
         for record in records:
             memory = f"{record['gpu_mem'] / 1e9:.3g}G"
-            numbers = [record[column] for column in RESULT_COLUMNS[2:]]
+            # The original writes 0 for what an epoch without validation did not measure; its readers expect a number.
+            numbers = [0.0 if math.isnan(record[column]) else record[column] for column in RESULT_COLUMNS[2:]]
             lines.append(
                 ("%10s" * 2 + "%10.4g" * len(numbers)) % (f"{record['epoch']}/{epochs - 1}", memory, *numbers) + "\n"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,10 @@ def epoch_record(
     image_size: int,
     memory: int,
 ) -> dict[str, Any]:
-    """One epoch as metrics.jsonl has it. ``means``: of the loss parts; ``rate``: images/s; ``memory``: peak bytes."""
+    """One epoch as metrics.jsonl has it. ``means``: of the loss parts; ``rate``: images/s; ``memory``: peak bytes.
+
+    Without a ``result`` (--notest) what validation measures is NaN.
+    """
     sparsity = optimizer.sparsity() if isinstance(optimizer, SP) else {}
     return {
         "epoch": epoch,
@@ -42,7 +46,7 @@ def epoch_record(
         **dict(zip(PARTS, means, strict=True)),
         "labels": labels,
         "img_size": image_size,
-        **{name: getattr(result, name) if result else 0.0 for name in MEASURED},
+        **{name: getattr(result, name) if result else math.nan for name in MEASURED},
         **dict(zip(("val_box", "val_obj", "val_cls"), val_losses, strict=True)),
         "lr": {group["name"]: float(group["lr"]) for group in optimizer.param_groups},
         "sparsity": {name: float(value) for name, value in sparsity.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -258,7 +259,7 @@ class Trainer:
         self.step.watch.drain()
         means = average(self.state.losses.mean(), self.world).tolist()
         result: EvalResult | None = None
-        val_losses: tuple[float, ...] = (0.0, 0.0, 0.0)
+        val_losses: tuple[float, ...] = (math.nan, math.nan, math.nan)
         if epoch + 1 == self.config.epochs or not self.config.notest:
             outcome = self._validate(draw=False)
             if outcome is None:
