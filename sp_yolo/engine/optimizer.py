@@ -49,6 +49,8 @@ def build_optimizer(
             rho=hyp["sp_rho"],
             rcap=hyp["sp_rcap"],
             gamma_start=hyp["sp_gamma_start"],
+            # In torch a step of yolov7 in the Fisher metric costs seven of AdamW's, in C two (docs/results.md).
+            compile=True,
         )
     keep = ("params", "name", "weight_decay")
     groups = [
