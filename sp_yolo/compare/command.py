@@ -11,7 +11,7 @@ from typing import Any
 from sp_yolo.classify.command import add_data_arguments
 from sp_yolo.compare.cells import run_cells
 from sp_yolo.compare.report import choose, write_report
-from sp_yolo.compare.study import Study, Variant, final_cells, make_study, quick, read_study, tuning_cells
+from sp_yolo.compare.study import Study, Variant, final_cells, load_study, make_study, quick, tuning_cells
 from sp_yolo.config import parse_assignments
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 
@@ -67,17 +67,21 @@ def the_study(arguments: argparse.Namespace) -> Study:
     """The study of the file and the flags; a flag wins over the file."""
     given = {key: value for key, value in vars(arguments).items() if key not in _NOT_OPTIONS}
     overrides = parse_assignments(given.pop("assignments", ()))
-    counts: dict[str, Any] = {key: given.pop(key) for key in ("seeds", "tuning_seeds") if key in given}
-    task = "detect" if any(key in given for key in _DETECTION) else "classify"
-    base: dict[str, Any] = {"name": "compare", "task": task, "options": {}}
+    counts = {key: given.pop(key) for key in ("seeds", "tuning_seeds") if key in given}
     if arguments.study:
-        base = read_study(arguments.study)
-    base["options"] = {**base["options"], **given}
-    base["overrides"] = {**base.get("overrides", {}), **overrides}
-    names = arguments.optimizers or ("" if base.get("variants") else "sp,sgd,adamw")
-    if names:
-        base["variants"] = [Variant(name, name, (), {}) for name in names.split(",") if name]
-        base["baseline"] = ""
-    base.update(counts)
-    study = make_study(**base)
+        base = load_study(arguments.study)
+    else:
+        task = "detect" if any(key in given for key in _DETECTION) else "classify"
+        base = Study("compare", task, {}, {}, (), "", 5, 2)
+    names = arguments.optimizers or ("" if base.variants else "sp,sgd,adamw")
+    variants = [Variant(name, name, (), {}, own_grid=False) for name in names.split(",") if name]
+    study = make_study(
+        base.name,
+        task=base.task,
+        options={**base.options, **given},
+        overrides={**base.overrides, **overrides},
+        variants=variants or list(base.variants),
+        baseline="" if variants else base.baseline,
+        **{"seeds": base.seeds, "tuning_seeds": base.tuning_seeds, **counts},
+    )
     return quick(study) if arguments.quick else study

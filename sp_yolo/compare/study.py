@@ -32,12 +32,16 @@ _PLACES = ("root", "download", "device", "workers")
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: an optimizer with settings of its own, tuned over ``grid`` (of lr0; empty: the default)."""
+    """One row of the table: an optimizer with settings of its own, tuned over ``grid`` (of lr0).
+
+    ``own_grid`` False: the grid is the default one, which :func:`make_study` fills in for the study's options.
+    """
 
     name: str
     optimizer: str
     grid: tuple[float, ...]
     overrides: Mapping[str, Any]
+    own_grid: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,7 @@ class Cell:
 
 
 def load_study(path: str) -> Study:
-    """The study of a file. Raises: as :func:`read_study`."""
-    return make_study(**read_study(path))
-
-
-def read_study(path: str) -> dict[str, Any]:
-    """A study file's task, options, seeds, tuning_seeds, baseline, set and variants (docs/compare.md), checked, as the
-    arguments of :func:`make_study`.
+    """Read a study file: task, options, seeds, tuning_seeds, baseline, set and variants (docs/compare.md).
 
     Raises:
         UserError: unknown keys or wrong values; names file and line.
@@ -100,33 +98,31 @@ def read_study(path: str) -> dict[str, Any]:
     for key in ("options", "set", "variants"):
         if not isinstance(source.get(key, {}), dict):
             raise UserError(f"{source.where(key)}: {key} must be 'key: value' lines")
-    task = source.get("task", "classify")
+    task, variants = source.get("task", "classify"), []
     if task not in TASKS:
         raise UserError(f"{source.where('task')}: task = {task!r}: must be classify or detect")
     try:
-        arguments = {
-            "name": Path(path).stem,
-            "task": task,
-            "options": dict(source.get("options", {})),
-            "overrides": dict(source.get("set", {})),
-            "variants": [
-                _variant(str(name), dict(settings or {})) for name, settings in source.get("variants", {}).items()
-            ],
-            "baseline": str(source.get("baseline", "")),
-            "seeds": source.get("seeds", 5),
-            "tuning_seeds": source.get("tuning_seeds", 2),
-        }
-        make_study(**arguments)
+        for name, settings in source.get("variants", {}).items():
+            variants.append(_variant(str(name), dict(settings or {})))
+        return make_study(
+            Path(path).stem,
+            task=task,
+            options=source.get("options", {}),
+            overrides=source.get("set", {}),
+            variants=variants,
+            baseline=str(source.get("baseline", "")),
+            seeds=source.get("seeds", 5),
+            tuning_seeds=source.get("tuning_seeds", 2),
+        )
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
-    return arguments
 
 
 def _variant(name: str, settings: dict[str, Any]) -> Variant:
     optimizer = str(settings.pop("optimizer", name))
     grid = settings.pop("lr0", None)
     if grid is None:
-        return Variant(name, optimizer, (), settings)
+        return Variant(name, optimizer, (), settings, own_grid=False)
     grid = grid if isinstance(grid, list) else [grid]
     if not grid or not all(isinstance(lr, int | float) and not isinstance(lr, bool) and lr > 0 for lr in grid):
         raise UserError(f"variant {name!r}: lr0 must be a list of numbers above 0")
@@ -181,7 +177,9 @@ def make_study(
     if reserved:
         raise UserError(f"options: {reserved[0]!r} is not for a study to say")
     variants = [
-        variant if variant.grid else dataclasses.replace(variant, grid=default_grid(task, variant.optimizer, options))
+        variant
+        if variant.own_grid
+        else dataclasses.replace(variant, grid=default_grid(task, variant.optimizer, options))
         for variant in variants
     ]
     if len({len(variant.grid) for variant in variants}) > 1:

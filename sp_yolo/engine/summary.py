@@ -27,8 +27,7 @@ def epoch_record(
     epoch: int,
     means: Sequence[float],
     rate: float,
-    result: EvalResult | None,
-    val_losses: Sequence[float],
+    outcome: tuple[EvalResult, Sequence[float]] | None,
     *,
     optimizer: torch.optim.Optimizer,
     labels: int,
@@ -37,8 +36,9 @@ def epoch_record(
 ) -> dict[str, Any]:
     """One epoch as metrics.jsonl has it. ``means``: of the loss parts; ``rate``: images/s; ``memory``: peak bytes.
 
-    Without a ``result`` (--notest) what validation measures is NaN.
+    ``outcome``: metrics and losses of the validation; without one (--notest) what it measures is NaN.
     """
+    result, val_losses = outcome or (None, (math.nan,) * 3)
     sparsity = optimizer.sparsity() if isinstance(optimizer, SP) else {}
     return {
         "epoch": epoch,

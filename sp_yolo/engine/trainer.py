@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -258,22 +257,20 @@ class Trainer:
         progress = self.state.progress
         self.step.watch.drain()
         means = average(self.state.losses.mean(), self.world).tolist()
-        result: EvalResult | None = None
-        val_losses: tuple[float, ...] = (math.nan, math.nan, math.nan)
+        outcome = None
         if epoch + 1 == self.config.epochs or not self.config.notest:
             outcome = self._validate(draw=False)
             if outcome is None:
                 self._stop(largest(self.interrupt.signal, self.world))
-            result, val_losses = outcome
-            self.say(per_class_table(result, summary_only=True))
+            self.say(per_class_table(outcome[0], summary_only=True))
         record = epoch_record(
-            *(epoch, means, rate, result, val_losses),
+            *(epoch, means, rate, outcome),
             optimizer=self.state.optimizer,
             labels=sum(map(len, self.train_data.labels)),
             image_size=self.config.img_size[0],
             memory=self.compute.peak_memory(),
         )
-        improved = progress.close_epoch(record, validated=result is not None)
+        improved = progress.close_epoch(record, validated=outcome is not None)
         self.state.losses = RunningLoss(self.compute.device, progress)
         if self.world.main:
             self.run.write_results(progress.records, self.config.epochs)
