@@ -2,5 +2,5 @@
 
 from sp_yolo.optim import SP
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SP", "__version__"]

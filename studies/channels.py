@@ -74,7 +74,8 @@ class ChannelSP(SP):
                 mask = torch.ones_like(param, dtype=torch.bool) & keep.view(-1, *[1] * (param.ndim - 1))
                 self.state[param]["mask"] = mask
                 param.mul_(mask)
-        forget_displacement(state for param, state in self.state.items() if isinstance(param, Tensor))
+        forget_displacement(self.state.values())
+        self._plan = None  # there are new masks
 
 
 def layers_of(model: nn.Module) -> list[Any]:
@@ -116,6 +117,7 @@ def trained(row: str, seed: int) -> tuple[float, nn.Module, Splits]:
         layers = [(layer.weight, layer.bias) for layer in layers_of(model)[:-1]]
         wish = 0.0 if form == "scratch" else share
         common = {"lr": hyp["lr0"], "momentum": hyp["momentum"], "total_steps": steps}
+        common |= {"metric": "none", "decoupled": False}
         return ChannelSP(groups, layers, wish, form, **common)
 
     outcome = fit(config, splits, make_optimizer=make)

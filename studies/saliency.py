@@ -51,14 +51,15 @@ class WeighedSP(SP):
         self.form = FORMS[form]
         self.averages: dict[Tensor, dict[str, Tensor]] = {}
         self.previous: dict[Tensor, Tensor] = {}
+        self.before: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for param in group["params"]:
                 if group["sigma"] and param.ndim >= 2 and param.grad is not None:
-                    still = torch.zeros_like(param)  # before the first step
-                    self._gather(param, param.grad, self.state[param].get("displacement", still))
+                    self._gather(param, param.grad, param - self.before.get(param, param))
+                    self.before[param] = param.clone()
         return super().step(closure)
 
     def _gather(self, x: Tensor, g: Tensor, s: Tensor) -> None:
@@ -95,6 +96,7 @@ def run(options: dict[str, Any], lr0: float, zeros: float, row: str, seed: int) 
         decay = hyp["weight_decay"]
         groups = build_param_groups(model, weight_decay=decay, sigma_backbone=share, sigma_head=share)
         settings = {"lr": hyp["lr0"], "momentum": hyp["momentum"], "total_steps": steps}
+        settings |= {"metric": "none", "decoupled": False}
         return WeighedSP(groups, "magnitude, h = 1" if row == "dense" else row, **settings)
 
     return float(fit(config, splits, make_optimizer=make).summary["test_accuracy"])

@@ -11,11 +11,12 @@ from typing import Any
 from sp_yolo.classify.models import MODELS
 from sp_yolo.config import HYP_RULES
 from sp_yolo.errors import UserError
+from sp_yolo.optim import DEFAULTS
 
-# name -> (name for the optimizer builder, its settings). sp has what won on MNIST and CIFAR-10 (docs/results.md),
-# sp-paper the lr and sigma of its authors' example, AdamW its usual decoupled decay.
+# name -> (name for the optimizer builder, its settings). sp has the defaults of its class, sp-paper the lr and sigma of
+# its authors' example, AdamW its usual decoupled decay.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sp": ("sp", {"lr0": 0.01, "sp_damping": "fisher", "weight_decay": 0.01}),
+    "sp": ("sp", {"lr0": DEFAULTS["lr"], "weight_decay": DEFAULTS["weight_decay"]}),
     "sp-paper": ("sp", {"lr0": 1.0, "sp_mode": "paper", "sp_sigma_backbone": 0.1, "sp_sigma_head": 0.1}),
     "sgd": ("sgd", {"lr0": 0.03}),
     "adam": ("adam", {"lr0": 0.001}),

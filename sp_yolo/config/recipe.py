@@ -85,8 +85,8 @@ HYP_RULES: dict[str, Rule] = {
     "ema_ramp": Rule("auto", 1.0, 1e6, _AUTO),
     "clip_norm": Rule(0.0, 0.0, 1e9),
     "sp_mode": Rule("robust", words=("robust", "paper")),
-    "sp_damping": Rule("none", words=("none", "diagonal", "fisher")),
-    "sp_saliency": Rule("fisher", words=("fisher", "damping")),
+    "sp_metric": Rule("fisher", words=("fisher", "none")),
+    "sp_saliency": Rule("fisher", words=("fisher", "metric")),
     "sp_sigma_backbone": Rule(0.0, 0.0, 0.99),
     "sp_sigma_head": Rule(0.0, 0.0, 0.99),
     "sp_every": Rule(10, 1, 1e6, whole=True),
@@ -94,13 +94,19 @@ HYP_RULES: dict[str, Rule] = {
     "sp_end": Rule(0.65, 0.0, 1.0),
     "sp_rho": Rule(0.9, 0.0, 0.9999),
     "sp_rcap": Rule(0.0, 0.0, 2.0),
-    "sp_gamma_start": Rule(0.01, 1e-6, 1.0),
+}
+# Keys of recipes before version 0.2, and what to do about them.
+FORMER = {
+    "sp_damping": "write sp_metric: fisher (the default) or none",
+    "sp_gamma_start": "drop it: SP finds its first step by itself",
 }
 
 Hyp = Mapping[str, Any]
 
 
 def _check_hyp(key: str, value: Any, where: str) -> Any:
+    if key in FORMER:
+        raise UserError(f"{where}: {key} is of an earlier version: {FORMER[key]}")
     if key not in HYP_RULES:
         near = difflib.get_close_matches(str(key), HYP_RULES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -94,7 +94,10 @@ def start_training(
     length = fit_to_run(hyp, **run, compat=config.compat)
     schedule = make_schedule(hyp, length, **run, linear=config.linear_lr, compat=config.compat)
     optimizer = build_optimizer(
-        config.optimizer, model, hyp, weight_decay=length.weight_decay, total_steps=schedule.updates()
+        *(config.optimizer, model, hyp),
+        weight_decay=length.weight_decay,
+        total_steps=schedule.updates(),
+        check_finite=False,  # TrainStep looks, and stops the run
     )
     together = world.size > 1 and not config.compat  # the original divides by each process's own matches
     loss = DetectionLoss(

@@ -14,12 +14,13 @@ from sp_yolo.optim import SP, build_param_groups
 
 
 def build_optimizer(
-    name: str, model: nn.Module, hyp: Hyp, *, weight_decay: float, total_steps: int
+    name: str, model: nn.Module, hyp: Hyp, *, weight_decay: float, total_steps: int, check_finite: bool = True
 ) -> torch.optim.Optimizer:
     """An optimizer over the groups backbone, head, bias (index 2) and norm of ``model``.
 
     ``name``: sp, sgd (Nesterov), adam, adamw, or a class name of torch.optim. ``weight_decay``: scaled to the batch.
-    ``total_steps``: optimizer steps of the run, the length of SP's sparsity ramp.
+    ``total_steps``: optimizer steps of the run, the length of SP's sparsity ramp. ``check_finite``: whether SP looks at
+    the gradients itself.
 
     Raises:
         UserError: no optimizer of that name, or one that cannot be built from a learning rate alone.
@@ -38,9 +39,9 @@ def build_optimizer(
             momentum=momentum,
             nesterov=True,
             mode=hyp["sp_mode"],
-            damping=hyp["sp_damping"],
+            metric=hyp["sp_metric"],
             # As in AdamW: an L2 term would be divided by the size of the gradients.
-            decoupled=hyp["sp_mode"] == "robust" and hyp["sp_damping"] == "fisher",
+            decoupled=hyp["sp_mode"] == "robust" and hyp["sp_metric"] == "fisher",
             saliency=hyp["sp_saliency"],
             every=hyp["sp_every"],
             start=hyp["sp_start"],
@@ -48,9 +49,7 @@ def build_optimizer(
             total_steps=total_steps,
             rho=hyp["sp_rho"],
             rcap=hyp["sp_rcap"],
-            gamma_start=hyp["sp_gamma_start"],
-            # In torch a step of yolov7 in the Fisher metric costs seven of AdamW's, in C two (docs/results.md).
-            compile=True,
+            check_finite=check_finite,
         )
     keep = ("params", "name", "weight_decay")
     groups = [

@@ -94,7 +94,7 @@ class MP(nn.MaxPool2d):
         super().__init__(kernel, kernel)
 
 
-class SP(nn.MaxPool2d):
+class SameMaxPool(nn.MaxPool2d):
     """Max pooling that keeps the size (at stride 1)."""
 
     def __init__(self, kernel: int = 3, stride: int = 1) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sp_yolo.errors import UserError
 from sp_yolo.models import grammar
-from sp_yolo.models.blocks import MP, SP, SPPCSPC, Chuncat, Concat, Conv, DownC, ReOrg, RepConv, Shortcut
+from sp_yolo.models.blocks import MP, SPPCSPC, Chuncat, Concat, Conv, DownC, ReOrg, RepConv, SameMaxPool, Shortcut
 from sp_yolo.models.grammar import Row
 from sp_yolo.models.heads import Detect, IAuxDetect, IDetect
 
@@ -66,7 +66,9 @@ def _mp(x: Feature, kernel: int = 2) -> Built:
 
 
 def _sp(x: Feature, kernel: int = 3, stride: int = 1) -> Built:
-    return lambda: SP(_whole("kernel", kernel), stride), Feature(x.channels, x.stride * _whole("stride", stride))
+    return lambda: SameMaxPool(_whole("kernel", kernel), stride), Feature(
+        x.channels, x.stride * _whole("stride", stride)
+    )
 
 
 def _reorg(x: Feature) -> Built:

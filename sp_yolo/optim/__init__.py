@@ -2,6 +2,6 @@
 
 from sp_yolo.optim.groups import build_param_groups
 from sp_yolo.optim.report import saliency_report
-from sp_yolo.optim.sp import SP
+from sp_yolo.optim.sp import DEFAULTS, SP
 
-__all__ = ["SP", "build_param_groups", "saliency_report"]
+__all__ = ["DEFAULTS", "SP", "build_param_groups", "saliency_report"]

@@ -10,10 +10,18 @@ from torch import Tensor
 
 # A squared displacement below the smallest normal float32 carries no information about curvature.
 TINY = torch.finfo(torch.float32).tiny
+# Decay of E[g^2], the empirical Fisher diagonal.
+FISHER_DECAY = 0.95
 # Added to the root of E[g^2]: weights that never had a gradient.
 FISHER_FLOOR = 1e-8
 # The cap stands this far above the quotient that pure gradient noise produces.
-CAP_MARGIN = 1.3
+CAP_MARGIN = 2.0
+# gamma's factor per step where the path no longer descends.
+FADE = 0.95
+# How far a step may move the weights, relative to their norm, without evidence that it descends.
+REACH = 0.01
+# Weights count as at least so large (root mean square): a network may start from zeros.
+SMALLEST_WEIGHT = 1e-3
 
 
 def noise_quotient(momentum: float, nesterov: bool = True) -> float:
@@ -29,23 +37,8 @@ def stability_limit(momentum: float, nesterov: bool = True) -> float:
 
 
 def derived_cap(momentum: float, nesterov: bool = True) -> float:
-    """rcap, eq. (13): just above the noise quotient, far below the stability limit."""
+    """rcap, eq. (13): above the noise quotient, below the stability limit."""
     return CAP_MARGIN * noise_quotient(momentum, nesterov)
-
-
-def average_pair(ess: Tensor, esy: Tensor, ss: Tensor, sy: Tensor, rho: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Running averages of s's (in the metric of the step) and s'y, eq. (9).
-
-    Returns (ess, esy, accepted), all 0-dim. The first accepted pair replaces the zeros instead of being averaged with
-    them; a pair without displacement changes nothing.
-    """
-    accepted = ss > TINY
-    weight = 1.0 - rho * (ess > 0).to(ess.dtype)  # torch.where of two numbers would be float32
-    return (
-        torch.where(accepted, torch.lerp(ess, ss, weight), ess),
-        torch.where(accepted, torch.lerp(esy, sy, weight), esy),
-        accepted,
-    )
 
 
 def rayleigh_quotient(ess: Tensor, esy: Tensor, lr_ref: float | Tensor) -> Tensor:
@@ -54,14 +47,62 @@ def rayleigh_quotient(ess: Tensor, esy: Tensor, lr_ref: float | Tensor) -> Tenso
     return torch.where(known, lr_ref * esy / torch.where(known, ess, 1.0), 0.0)
 
 
-def damped_gamma(gamma: Tensor, r: Tensor, cap: float, growth: float, accepted: Tensor) -> Tensor:
-    """gamma = min(r <= cap ? 1 : cap / r, growth * gamma), eq. (14).
+def average_pair(averages: Tensor, pair: Tensor, rho: float) -> tuple[Tensor, Tensor]:
+    """Running averages of (s'D^{-1}s, s'y, s'g), eq. (9): both [3]; returns them and whether the pair counts.
 
-    It falls at once and rises by ``growth`` per accepted pair only: without new evidence (s = 0) it is kept. Negative
-    curvature gives r <= 0 and therefore never more than 1.
+    The first pair replaces the zeros instead of being averaged with them; one without displacement changes nothing.
+    """
+    accepted = pair[0] > TINY
+    weight = torch.where(accepted, 1.0 - rho * (averages[0] > 0), 0.0)
+    return torch.lerp(averages, pair, weight), accepted
+
+
+def opening_gamma(weights: Tensor, count: int, step: Tensor) -> Tensor:
+    """gamma of the first step that moves, eq. (20): it moves the weights by REACH of their norm, gamma is at most 1.
+
+    ``weights``: sum of x^2 over ``count`` elements; ``step``: sum of the squares of the step that gamma = 1 would take.
+    REACH itself where that is not finite.
+    """
+    gamma = (REACH**2 * weights.clamp(min=SMALLEST_WEIGHT**2 * count) / step).sqrt().clamp(max=1.0)
+    return torch.where(torch.isfinite(step), gamma, REACH)
+
+
+def opening_rate(momentum: float, nesterov: bool, fisher: bool) -> float:
+    """Length of the first direction D d: per element in the Fisher metric (where g / sqrt(g^2) is 1), else per |g|."""
+    rate = 1.0 + momentum if nesterov else 1.0
+    return rate * (1.0 - momentum) if fisher else rate
+
+
+def damped_gamma(gamma: Tensor, r: Tensor, cap: float, growth: float, accepted: Tensor, free: Tensor) -> Tensor:
+    """gamma = min(r <= cap ? 1 : cap / r, f gamma), eq. (14); f is ``growth``, or FADE where the step is not ``free``.
+
+    Without new evidence (s = 0) f is 1. Negative curvature gives r <= 0 and therefore never more than 1.
     """
     target = torch.where(r > cap, cap / r, 1.0)
-    return torch.minimum(target, torch.where(accepted, growth * gamma, gamma))
+    factor = torch.where(accepted, torch.where(free, growth, FADE), 1.0)
+    return torch.minimum(target, factor.to(gamma.dtype) * gamma)
+
+
+def is_free(esg: Tensor, moved: Tensor, weights: Tensor, count: Tensor) -> Tensor:
+    """Whether gamma may grow, eq. (21): the averaged path still descends, or the step is within REACH of the weights.
+
+    ``esg``: average of <s, g> with g at the end of s. ``moved``, ``weights``: s's and x'x of the last step over
+    ``count`` elements.
+    """
+    return (esg <= 0) | (moved <= REACH**2 * torch.maximum(weights, SMALLEST_WEIGHT**2 * count))
+
+
+def newest_weight(step: int | Tensor) -> float | Tensor:
+    """Weight of g^2 in its running mean after ``step`` earlier ones: 1 at first, then towards 1 - FISHER_DECAY."""
+    return (1.0 - FISHER_DECAY) / (1.0 - FISHER_DECAY ** (step + 1))
+
+
+def fisher_metric(h: Tensor, momentum: float) -> Tensor:
+    """D = B^{-1} of ``metric="fisher"``, eq. (19): (1 - beta) / (sqrt(h) + floor), h the running mean of g^2.
+
+    With the factor 1 - beta, by which momentum multiplies a lasting gradient, lr means what it means to AdamW.
+    """
+    return (1.0 - momentum) / h.sqrt().add_(FISHER_FLOOR)
 
 
 def normalised_square(x: Tensor) -> Tensor:
@@ -71,29 +112,6 @@ def normalised_square(x: Tensor) -> Tensor:
     squared = scaled * scaled
     mean = squared.mean()
     return squared / torch.where(mean > 0, mean, 1.0)
-
-
-def parameter_damping(x: Tensor, r_gamma: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """D = B^{-1} of ``damping="diagonal"``, eq. (15): mean 1, clamped to ``bounds``; 1 for all-zero or one-element x.
-
-    ``r_gamma`` is the 0-dim product of the current r and gamma.
-    """
-    if x.numel() < 2:
-        return torch.ones_like(x)
-    u = normalised_square(x)
-    q = (u * u).mean()
-    weight = (1.0 - r_gamma.clamp(0.0, 1.0)).to(u.dtype)
-    inverse = 1.0 + weight * u / torch.where(q > 0, q, 1.0)
-    return (inverse / inverse.mean()).clamp_(*bounds)
-
-
-def fisher_damping(h: Tensor, weight: float | Tensor, momentum: float) -> Tensor:
-    """D = B^{-1} of ``damping="fisher"``, eq. (19): (1 - beta) / (sqrt(h / w) + floor), h the running average of g^2.
-
-    ``weight`` is w, the sum of the average's weights so far, so that h / w is a mean from the first step on. With the
-    factor 1 - beta, by which momentum multiplies a lasting gradient, lr means what it means to AdamW.
-    """
-    return (1.0 - momentum) / (h / weight).sqrt_().add_(FISHER_FLOOR)
 
 
 def newton_damping(s: Tensor, sy: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,24 +9,23 @@ import torch
 from torch import Tensor
 
 from sp_yolo.optim import native
-from sp_yolo.optim.damping import fisher_damping, parameter_damping
+from sp_yolo.optim.batch import flat, is_dense
+from sp_yolo.optim.damping import fisher_metric
 from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_masks, saliency
-from sp_yolo.optim.update import CARRIED, flat, is_dense
 
 
 def prune_group(
-    group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any], count: int, r_gamma: Tensor, compiled: bool
+    group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any], count: int, compiled: bool
 ) -> None:
     """Zero the ``count`` weights of least saliency among all ``params``, and hold them there if the group says so.
 
-    ``r_gamma``: the current r * gamma, for the diagonal. ``compiled``: rank in C where that applies. The group's
-    "threshold" becomes lambda, the largest saliency removed.
+    ``compiled``: rank in C where that applies. The group's "threshold" becomes lambda, the largest saliency removed.
     """
     states = [state[param] for param in params]
     held = _held([own["mask"] for own in states if "mask" in own])
     if held == count:
         return  # the held zeros are the weights of least saliency
-    rows, group["threshold"] = _rank(group, params, states, count, held, r_gamma, compiled)
+    rows, group["threshold"] = _rank(group, params, states, count, held, compiled)
     # What gathers in v behind a mask must not move a weight that is set free; while it is held, it does not matter.
     clear = not group["held"] or count < held or params[0].device.type != "cpu"
     for param, own, row in zip(params, states, rows, strict=True):
@@ -46,11 +45,7 @@ def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
     """The proximal jump would enter the next secant pair and break training: a displacement of 0 is no pair."""
     for state in states:
         state["displacement"].zero_()
-        for name in CARRIED:
-            if isinstance(state[name], Tensor):
-                state[name].zero_()
-            else:
-                state[name] = 0.0
+        state["secant"].zero_()
 
 
 def _held(masks: list[Tensor]) -> int:
@@ -64,11 +59,10 @@ def _rank(
     states: list[dict[str, Any]],
     count: int,
     held: int,
-    r_gamma: Tensor,
     compiled: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """Masks as rows in memory order, and lambda."""
-    weights = [_Weights(group, *pair, r_gamma) for pair in zip(params, states, strict=True)]
+    weights = [_Weights(group, *pair) for pair in zip(params, states, strict=True)]
     n = sum(p.numel() for p in params)
     if n > SAMPLE and count > held and params[0].device.type == "cpu":
         sample = torch.cat([w.sample(n // SAMPLE) for w in weights])
@@ -86,16 +80,13 @@ def _rank(
 class _Weights:
     """One tensor as the ranking sees it: dense rows of x, of what weighs x^2, of the mask."""
 
-    def __init__(self, group: dict[str, Any], param: Tensor, state: dict[str, Any], r_gamma: Tensor) -> None:
+    def __init__(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         x = param if is_dense(param) else torch.empty_like(param).copy_(param)
         scale = None
         if group["saliency"] == "fisher":
             scale = state["square_avg"]
-        elif group["damping"] == "fisher":
-            scale = 1.0 / fisher_damping(state["square_avg"], state["square_weight"], group["momentum"])
-        elif group["damping"] == "diagonal":
-            wide = x.to(state["momentum_buffer"].dtype)
-            scale = 1.0 / parameter_damping(wide, r_gamma.to(wide.device, wide.dtype), group["damping_bounds"])
+        elif group["metric"] == "fisher":
+            scale = 1.0 / fisher_metric(state["square_avg"], group["momentum"])
         mask = state.get("mask")
         self.dtype = state["momentum_buffer"].dtype
         self.rows = flat(x), None if scale is None else flat(scale), None if mask is None else flat(mask)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sp_yolo.optim.damping import fisher_damping, parameter_damping, rayleigh_quotient
+from sp_yolo.optim.damping import fisher_metric
 from sp_yolo.optim.saliency import saliency
-from sp_yolo.optim.settings import prunable_flags, reference_lr
+from sp_yolo.optim.settings import prunable_flags
 from sp_yolo.optim.sp import SP
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -25,7 +25,7 @@ _LARGEST_SAMPLE = 1 << 24
 @dataclass(frozen=True)
 class TensorSaliency:
     """One tensor. ``quantiles``: of the saliency S = 0.5 h x^2 of the weights that are not zero, at QUANTILES; empty
-    without such weights. ``damping``: smallest and largest D of eq. (15)."""
+    without such weights. ``metric``: smallest and largest D of eq. (19), 1 without."""
 
     name: str
     group: str
@@ -33,7 +33,7 @@ class TensorSaliency:
     zeros: int
     prunable: bool
     quantiles: tuple[float, ...]
-    damping: tuple[float, float]
+    metric: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,11 @@ class SaliencyReport:
 
     def __str__(self) -> str:
         width = max([len(t.name) for t in self.tensors] + [6])
-        lines = [
-            f"{'tensor':{width}} {'group':>9} {'weights':>10} {'zeros':>7} {'S median':>10} {'S max':>10}  damping"
-        ]
+        lines = [f"{'tensor':{width}} {'group':>9} {'weights':>10} {'zeros':>7} {'S median':>10} {'S max':>10}  D"]
         for t in self.tensors:
             median, largest = (f"{t.quantiles[i]:10.3g}" for i in (2, 4)) if t.quantiles else (" " * 10, " " * 10)
             share = f"{t.zeros / t.numel:7.1%}" if t.numel else " " * 7
-            bounds = f"{t.damping[0]:.2f}-{t.damping[1]:.2f}"
+            bounds = f"{t.metric[0]:.3g}-{t.metric[1]:.3g}"
             lines.append(f"{t.name:{width}} {t.group:>9} {t.numel:10} {share} {median} {largest}  {bounds}")
         for g in self.groups:
             share = f"{g.zeros / g.numel:.2%} of {g.numel}" if g.numel else "nothing prunable"
@@ -73,7 +71,7 @@ class SaliencyReport:
 
 
 def saliency_report(source: SP | Mapping[str, Any] | nn.Module | str | PathLike[str]) -> SaliencyReport:
-    """Zeros, saliency quantiles, thresholds and damping per tensor and group.
+    """Zeros, saliency quantiles, thresholds and metric per tensor and group.
 
     ``source``: an SP optimizer; a checkpoint, or its path, with "model" or "ema" (module or state dict) and "optimizer"
     (the state_dict of an SP whose groups carry ``param_names``); or weights alone (module or state dict), whose
@@ -91,7 +89,7 @@ def saliency_report(source: SP | Mapping[str, Any] | nn.Module | str | PathLike[
     checkpoint: Mapping[str, Any] = {"model": source} if isinstance(source, nn.Module) else source
     tensors = _tensors(checkpoint.get("model") or checkpoint.get("ema") or checkpoint)
     saved = checkpoint.get("optimizer")
-    if not saved or "model" not in saved["state"]:
+    if not saved or "averages" not in saved["param_groups"][0]:
         group = {"name": "weights", "params": list(tensors.values())}
         return _report([(group, list(tensors.items()))], {}, {id(p): p for p in tensors.values()})
     rows, keys = [], {}
@@ -128,7 +126,6 @@ def _report(
     rows: list[tuple[dict[str, Any], list[tuple[str, Tensor]]]], state: Mapping[Any, Any], keys: Mapping[int, Any]
 ) -> SaliencyReport:
     """``keys``: from the identity of a parameter to its key in ``state``."""
-    r_gamma = _r_gamma([group for group, _ in rows], state)
     tensors: list[TensorSaliency] = []
     groups: list[GroupSaliency] = []
     warnings: list[str] = []
@@ -137,7 +134,7 @@ def _report(
         own = []
         for (tensor_name, param), prunable in zip(named, prunable_flags(group), strict=True):
             entry = state.get(keys[id(param)], {})
-            own.append(_tensor_report(tensor_name, name, group, param, prunable, entry, r_gamma))
+            own.append(_tensor_report(tensor_name, name, group, param, prunable, entry))
             if prunable:
                 warnings += _collapse(tensor_name, param)
         tensors += own
@@ -155,28 +152,18 @@ def _report(
     return SaliencyReport(tensors, groups, warnings)
 
 
-def _r_gamma(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> Tensor:
-    model = state.get("model")
-    if not model:
-        return torch.zeros(())
-    r = rayleigh_quotient(model["ess"], model["esy"], reference_lr([group["lr"] for group in groups]))
-    return r * model["gamma"]
-
-
 def _tensor_report(
-    name: str, group_name: str, group: dict[str, Any], param: Tensor, prunable: bool, state: Any, r_gamma: Tensor
+    name: str, group_name: str, group: dict[str, Any], param: Tensor, prunable: bool, state: Any
 ) -> TensorSaliency:
     x = param.detach().to(torch.promote_types(param.dtype, torch.float32))
-    damping = torch.ones(1)
-    if group.get("damping") == "diagonal" and x.ndim >= 2:
-        damping = parameter_damping(x, r_gamma.to(x.device, x.dtype), group["damping_bounds"])
-    elif group.get("damping") == "fisher" and "square_avg" in state:
-        damping = fisher_damping(state["square_avg"].to(x.device), state["square_weight"], group["momentum"])
+    metric = torch.ones(1)
+    if group.get("metric") == "fisher" and "square_avg" in state:
+        metric = fisher_metric(state["square_avg"].to(x.device), group["momentum"])
     h = None
     if group.get("saliency") == "fisher" and "square_avg" in state:
         h = state["square_avg"].to(x.device)
-    elif damping.numel() > 1:
-        h = 1.0 / damping
+    elif metric.numel() > 1:
+        h = 1.0 / metric
     scores = saliency(x, h)[x != 0].flatten()
     if scores.numel() > _LARGEST_SAMPLE:
         scores = scores[:: scores.numel() // _LARGEST_SAMPLE + 1]
@@ -189,7 +176,7 @@ def _tensor_report(
         x.numel() - int(torch.count_nonzero(x)),
         prunable,
         tuple(quantiles),
-        (float(damping.min()), float(damping.max())),
+        (float(metric.min()), float(metric.max())),
     )
 
 

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-# Decay of E[g^2], the empirical Fisher diagonal that weighs the saliency.
-FISHER_DECAY = 0.95
 # Size of the sample that brackets the threshold; up to so many elements are sorted instead.
 SAMPLE = 1 << 16
 # Elements per block of the ranking, whose scratch stays in cache.

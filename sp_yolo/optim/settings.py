@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DAMPINGS = ("none", "diagonal", "fisher")
+METRICS = ("fisher", "none")
 
 
 def prunable_flags(group: dict[str, Any]) -> list[bool]:
@@ -17,9 +17,9 @@ def prunable_flags(group: dict[str, Any]) -> list[bool]:
 
 
 def keeps_squares(group: dict[str, Any], prunable: bool) -> bool:
-    """Whether a tensor's state holds E[g^2]: the damping or its saliency are made of it."""
+    """Whether a tensor's state holds E[g^2]: the metric or its saliency are made of it."""
     weighted = prunable and group["sigma"] > 0 and group["saliency"] == "fisher"
-    return group["mode"] == "robust" and (group["damping"] == "fisher" or weighted)
+    return group["mode"] == "robust" and (group["metric"] == "fisher" or weighted)
 
 
 def prunable_params(group: dict[str, Any]) -> list[Tensor]:
@@ -45,10 +45,9 @@ def check_settings(group: dict[str, Any]) -> None:
         ("momentum", 0 <= group["momentum"] < 1, "in [0, 1)"),
         ("weight_decay", group["weight_decay"] >= 0, ">= 0"),
         ("mode", group["mode"] in ("robust", "paper"), "'robust' or 'paper'"),
-        ("damping", group["damping"] in DAMPINGS, "'none', 'diagonal' or 'fisher'"),
-        ("damping_bounds", 0 < group["damping_bounds"][0] <= 1 <= group["damping_bounds"][1], "(in (0, 1], >= 1)"),
+        ("metric", group["metric"] in METRICS, "'fisher' or 'none'"),
         ("sigma", 0 <= group["sigma"] < 1, "in [0, 1)"),
-        ("saliency", group["saliency"] in ("fisher", "damping"), "'fisher' or 'damping'"),
+        ("saliency", group["saliency"] in ("fisher", "metric"), "'fisher' or 'metric'"),
         ("every", group["every"] >= 1, ">= 1"),
         ("start", 0 <= group["start"] <= 1, "in [0, 1]"),
         ("end", group["start"] <= group["end"] <= 1, "in [start, 1]"),
@@ -56,8 +55,7 @@ def check_settings(group: dict[str, Any]) -> None:
         ("rho", 0 <= group["rho"] < 1, "in [0, 1)"),
         ("rcap", group["rcap"] >= 0, ">= 0 (0: derived)"),
         ("growth", group["growth"] >= 1, ">= 1"),
-        ("compile", group["compile"] in (True, False), "True or False"),
-        ("gamma_start", 0 < group["gamma_start"] <= 1, "in (0, 1]"),
+        ("native", group["native"] in (True, False, None), "True, False or None"),
     ]
     for name, holds, rule in bounds:
         if not holds:

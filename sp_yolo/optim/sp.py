@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,53 +12,69 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sp_yolo.optim import native
-from sp_yolo.optim.damping import average_pair, damped_gamma, derived_cap, rayleigh_quotient
+from sp_yolo.optim.batch import Batch, like_parameter, run_length
+from sp_yolo.optim.damping import (
+    average_pair,
+    damped_gamma,
+    derived_cap,
+    is_free,
+    opening_gamma,
+    opening_rate,
+    rayleigh_quotient,
+)
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
 from sp_yolo.optim.settings import check_settings, keeps_squares, prunable_flags, prunable_params, reference_lr
-from sp_yolo.optim.update import CARRIED, Batch, SingleTensor, like_parameter
+from sp_yolo.optim.update import SingleTensor
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
-SHARED = ("mode", "rho", "growth", "gamma_start")
-# The key of the optimizer's own entry in ``state``, beside the parameters.
-MODEL = "model"
+SHARED = ("mode", "rho", "growth", "check_finite", "native")
+# What tensors must share to be stepped together.
+KIND = ("metric", "nesterov", "decoupled", "maximize")
+# State of the whole model. It lives in the first group, as torch's own wrappers expect only parameters in ``state``.
+MODEL = ("k", "open", "gamma", "averages")
+Path = SingleTensor | MultiTensor | native.Native
 
 
 class SP(Optimizer):
     """Spectral proximal gradient descent.
 
-    ``mode="robust"`` (default): Nesterov momentum whose step is damped by gamma, eq. (14), so that lr times the
-    curvature along the trajectory stays at the level that gradient noise alone produces; and, with ``sigma > 0``, an
-    l0 proximal step in the metric of the saliency with held masks, eqs. (5), (17), (18). ``mode="paper"``: the
-    published update, eqs. (1)-(6): no gamma, no schedule, no held zeros; every tensor is pruned at every step.
+    ``mode="robust"`` (default): Nesterov momentum in the metric of the saliency matrix, E[g^2], eq. (19). Its step is
+    damped by gamma, eq. (14), one number for the model: lr times the curvature along the path stays below the stability
+    limit, and a step beyond a hundredth of the weights must show that it still descends. So ``lr`` is the largest step;
+    above the useful ones it hardly matters. With ``sigma > 0``, an l0 proximal step in the metric of the saliency with
+    held masks, eqs. (5), (17), (18). ``mode="paper"``: the published update, eqs. (1)-(6): no gamma, no schedule, no
+    held zeros; every tensor is pruned at every step.
 
     Args:
         params: tensors, named tensors or groups. A group may carry ``name``, ``param_names`` and ``prunable`` (one bool
             per tensor; default: tensors of two or more dimensions).
-        lr: step size; in robust mode the largest one, .1 to .3 being best. A float or a one-element tensor.
+        lr: the largest step size, as AdamW's. A float or a one-element tensor.
         momentum, nesterov: as torch.optim.SGD. Paper mode without nesterov has no momentum.
-        weight_decay: L2 added to the gradient, or, ``decoupled``, x *= 1 - lr * weight_decay.
-        damping: "none", or a metric of the step: "diagonal" (eq. 15), bounded by ``damping_bounds``, or "fisher" (eq.
-            19), the root of a running average of g^2, whose ``lr`` is like AdamW's. Robust mode only.
+        weight_decay: x *= 1 - lr * gamma * weight_decay; or, not ``decoupled``, L2 added to the gradient.
+        metric: of the step: "fisher", the root of a running mean of g^2 (eq. 19), or "none". Robust mode only.
         sigma: share of the group's prunable weights that end as zeros, ranked together; 0 switches pruning off.
-        saliency: the matrix that weighs x^2: "fisher", a running average of g^2, or "damping", the diagonal (magnitude
-            where there is none).
+        saliency: the matrix that weighs x^2: "fisher", a running mean of g^2, or "metric", the metric of the step
+            (magnitude where there is none).
         every, start, end, total_steps: the proximal step is taken every ``every`` steps between ``start`` and ``end``,
             shares of the run of ``total_steps``, on a cubic ramp; with ``start == end`` or no ``total_steps``, sigma is
             constant.
         held: zeros stay zero until the next proximal step ranks anew. Without it they grow back.
-        rho, rcap, growth, gamma_start: averaging of the secant pair; cap on lr * curvature (0: derived from the group's
-            current momentum, eq. 13; the smallest of the groups that move holds); growth per step; first gamma.
+        rho, rcap, growth: averaging of the secant pair; cap on lr * curvature (0: derived from the group's current
+            momentum, eq. 13; the smallest of the groups that move holds); growth of gamma per step.
         maximize: ascend.
-        foreach: the multi-tensor path. Default: on accelerators. On a CPU the single-tensor path is faster.
+        foreach: the multi-tensor path. Default: on accelerators. On a CPU the others are faster.
         capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
-        compile: on a CPU, run the float32 update (not the diagonal's) as C, compiled when the first step needs it, if
-            there is a compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
+        native: on a CPU, run the float32 update as C, compiled when a step first needs it. Default: if there is a
+            compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
+        check_finite: look whether all gradients are finite, and leave everything untouched where they are not. False
+            saves a pass over the gradients where the caller has looked (as GradScaler has).
 
     Raises:
         ValueError: a setting outside its bounds, complex parameters, ``differentiable=True``.
+        TypeError: a setting of an earlier version; names its successor.
         RuntimeError (from ``step``): sparse gradients; pruning inside a CUDA graph.
     """
 
@@ -67,15 +83,14 @@ class SP(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 0.01,
         momentum: float = 0.9,
         *,
         nesterov: bool = True,
-        weight_decay: float = 5e-4,
-        decoupled: bool = False,
+        weight_decay: float = 0.01,
+        decoupled: bool = True,
         mode: str = "robust",
-        damping: str = "none",
-        damping_bounds: tuple[float, float] = (0.1, 10.0),
+        metric: str = "fisher",
         sigma: float = 0.0,
         saliency: str = "fisher",
         every: int = 10,
@@ -85,17 +100,20 @@ class SP(Optimizer):
         held: bool = True,
         rho: float = 0.9,
         rcap: float = 0.0,
-        growth: float = 1.5,
-        gamma_start: float = 0.01,
+        growth: float = 1.1,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
-        compile: bool = False,
+        native: bool | None = None,
+        check_finite: bool = True,
+        **former: Any,
     ) -> None:
         settings = dict(locals())
-        for name in ("self", "params", "__class__"):
+        for name in ("self", "params", "former", "__class__"):
             settings.pop(name, None)
+        refuse_former(former)
+        self._plan: Plan | None = None
         super().__init__(params, settings)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -122,19 +140,21 @@ class SP(Optimizer):
         if flags is not None and len(flags) != len(group["params"]):
             raise ValueError(f"prunable has {len(flags)} flags for {len(group['params'])} parameters")
 
-    @property
-    def _model(self) -> dict[str, Any]:
-        """State of the whole model: step, gamma, ess, esy. ``state_dict`` carries it beside the parameters' states."""
-        return self.state[MODEL]  # type: ignore[index]
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._plan = None
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which casts state to the parameter's dtype; SP's keeps its own: float32 for bf16 parameters."""
+        """As torch's, which casts state to the parameter's dtype; SP's keeps its own: float32 for bf16 parameters.
+
+        Raises:
+            ValueError: the state of a version before 0.2, whose numbers mean something else.
+        """
+        if "model" in state_dict["state"] or any("gamma_start" in group for group in state_dict["param_groups"]):
+            raise ValueError("this state is of SP before version 0.2 and cannot be continued: load the weights alone")
         super().load_state_dict(state_dict)
         saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
@@ -142,9 +162,8 @@ class SP(Optimizer):
             for name, value in state_dict["state"].get(key, {}).items():
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
-        if MODEL in state_dict["state"]:
-            copied = {n: v.clone() if isinstance(v, Tensor) else v for n, v in self._model.items()}
-            self.state[MODEL] = copied  # type: ignore[index]
+        model = self.param_groups[0]
+        model.update({n: model[n].clone() for n in ("gamma", "averages") if n in model})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -154,73 +173,70 @@ class SP(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         on_device = self._on_device()
-        groups = [(group, batch) for group in self.param_groups for batch in self._batches(group, on_device)]
-        if groups:
-            self._step(groups, on_device)
+        if self.param_groups[0]["mode"] == "paper":
+            self._paper_step(on_device)
+            return loss
+        plan = self._current_plan(on_device)
+        if plan.paths:
+            self._step(plan, on_device)
         return loss
 
-    def _step(self, groups: list[tuple[dict[str, Any], Batch]], on_device: bool) -> None:
-        model = self._model_state(groups[0][1].params[0].device if on_device else torch.device("cpu"))
+    def _step(self, plan: Plan, on_device: bool) -> None:
+        model = self._model(plan.batches[0].params[0].device if on_device else torch.device("cpu"))
         if on_device:
-            self._refuse_capture(model["step"])
-        paths = [self._path_of(batch, on_device) for _, batch in groups]
-        self.path = ", ".join(dict.fromkeys(path.name for path in paths))
-        products = [path.products() for path in paths]
-        finite = self._all_finite(products, on_device)
-        if not on_device and not finite:
+            self._refuse_capture(model["k"])
+        self.path = plan.name
+        asked = [path.products(model["check_finite"]) for path in plan.paths]
+        if not on_device and not all(finite for _, finite in asked):
             return
-        if self.param_groups[0]["mode"] == "paper":
-            for group, batch in groups:
-                paper_update(batch, group["sigma"], prunable_params(group), finite.to(batch.params[0].device))
-        else:
-            r_gamma = self._damp(groups, products, finite)
-            for path in reversed(paths):
-                path.update(r_gamma, model["gamma"], finite)
-            self._prune(model["step"])
-        model["step"] += 1
+        finite = _all_of([each for _, each in asked if isinstance(each, Tensor)]) if on_device else None
+        self._damp(plan.batches, [products for products, _ in asked], finite)
+        for path in reversed(plan.paths):
+            path.update(model["gamma"], finite) if isinstance(path, MultiTensor) else path.update(model["gamma"])
+            path.batch.advance()
+        self._prune(model["k"])
+        model["k"] += 1
 
-    def _path_of(self, batch: Batch, on_device: bool) -> MultiTensor | SingleTensor | native.Native:
-        if on_device:
-            return MultiTensor(batch)
-        wanted = self.param_groups[0]["compile"] and self.param_groups[0]["mode"] == "robust"
-        kernels = native.library() if wanted and native.supports(batch) else None
-        return native.Native(batch, kernels) if kernels else SingleTensor(batch)
+    def _damp(self, batches: list[Batch], products: list[Tensor], finite: Tensor | None) -> None:
+        """Update the whole model's averages and gamma, eqs. (9)-(14), (20), (21)."""
+        model = self.param_groups[0]
+        groups = [group for batch in batches for group, _, _ in batch.spans()]
+        moving = [group for group in groups if isinstance(group["lr"], Tensor) or group["lr"] > 0]
+        if not moving:
+            return
+        if not model["open"]:
+            model["gamma"].copy_(self._opening(batches))
+            model["open"] = True
+            return
+        lr_ref = reference_lr([group["lr"] for group in groups])
+        pair = torch.stack(
+            [batch.pair(own, lr_ref).to(model["gamma"].device) for batch, own in zip(batches, products, strict=True)]
+        ).sum(0)
+        averages, accepted = average_pair(model["averages"], pair[:3], model["rho"])
+        r = rayleigh_quotient(averages[0], averages[1], lr_ref)
+        cap = min(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]) for group in moving)
+        free = is_free(averages[2], pair[3], pair[4], pair[5])
+        gamma = damped_gamma(model["gamma"], r, cap, model["growth"], accepted, free)
+        for name, value in (("averages", averages), ("gamma", gamma)):
+            # In place: a captured CUDA graph replays on the same memory.
+            model[name].copy_(value if finite is None else torch.where(finite, value, model[name]))
 
-    @staticmethod
-    def _all_finite(products: list[list[Any]], on_device: bool) -> Tensor:
-        """0-dim bool on the device of the first product. <s, g> is finite only if all of g is, even where s is 0."""
-        if not on_device:
-            return torch.tensor(math.isfinite(sum(map(sum, products))))
-        sums = [torch.stack(row).sum() for row in products]
-        return torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all()
-
-    def _damp(self, groups: list[tuple[dict[str, Any], Batch]], products: list[Any], finite: Tensor) -> Tensor:
-        """Update the whole model's Ess, Esy and gamma, eqs. (9)-(14); returns r * gamma."""
-        model = self._model
-        lr_ref = reference_lr([batch.lr for _, batch in groups])
-        ss = sy = torch.zeros_like(model["gamma"])
-        caps = []
-        for (group, batch), product in zip(groups, products, strict=True):
-            if not isinstance(batch.lr, Tensor) and batch.lr == 0:
-                continue  # it does not move, so it says nothing about curvature
-            caps.append(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]))
-            weighted, change = (
-                torch.as_tensor(t, dtype=ss.dtype, device=ss.device) for t in batch.secant_sums(product)
-            )
-            if isinstance(batch.lr, Tensor):
-                moves = batch.lr > 0
-                ss = ss + torch.where(moves, lr_ref / batch.lr, 0.0) * weighted
-                sy = sy + torch.where(moves, change, 0.0)
-            else:
-                ss, sy = ss + lr_ref / batch.lr * weighted, sy + change
-        ess, esy, accepted = average_pair(model["ess"], model["esy"], ss, sy, self.param_groups[0]["rho"])
-        r = rayleigh_quotient(ess, esy, lr_ref)
-        gamma = model["gamma"]
-        if caps:
-            gamma = damped_gamma(gamma, r, min(caps), self.param_groups[0]["growth"], accepted)
-        for name, value in (("ess", ess), ("esy", esy), ("gamma", gamma)):
-            model[name].copy_(torch.where(finite, value, model[name]))
-        return r * model["gamma"]
+    def _opening(self, batches: list[Batch]) -> Tensor:
+        """gamma of the first step that moves, eq. (20)."""
+        gamma = self.param_groups[0]["gamma"]
+        weights, step = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        count = 0
+        for batch in batches:
+            for group, first, last in batch.spans():
+                lr = group["lr"]
+                if not isinstance(lr, Tensor) and lr == 0:
+                    continue
+                params, size = batch.params[first:last], sum(batch.sizes[first:last])
+                length = lr * opening_rate(group["momentum"], group["nesterov"], batch.fisher)
+                square = float(size) if batch.fisher else _square(batch.grads[first:last]).to(gamma.device)
+                weights, count = weights + _square(params).to(gamma.device), count + size
+                step = step + length**2 * square
+        return opening_gamma(weights, count, step)
 
     def _prune(self, step: int) -> None:
         """The proximal step of every group for which it is due."""
@@ -232,12 +248,23 @@ class SP(Optimizer):
                 continue
             count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
             if count:
-                lr_ref = reference_lr([g["lr"] for g in self.param_groups])
-                r_gamma = rayleigh_quotient(self._model["ess"], self._model["esy"], lr_ref) * self._model["gamma"]
-                prune_group(group, params, self.state, count, r_gamma, group["compile"] and not self._on_device())
+                prune_group(group, params, self.state, count, group["native"] is not False and not self._on_device())
                 pruned = True
         if pruned:
-            forget_displacement(state for param, state in self.state.items() if isinstance(param, Tensor))
+            forget_displacement(self.state.values())
+            self._plan = None  # there may be new masks
+
+    def _paper_step(self, on_device: bool) -> None:
+        self.path = "multi-tensor" if on_device else "single-tensor"
+        rows = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        checks = [torch.isfinite(p.grad).all() for _, p in rows]
+        finite = _all_of(checks)
+        if finite is None or (not on_device and not finite):
+            return
+        for group, param in rows:
+            _refuse_sparse(param.grad)
+            paper_update(group, param, self.state[param], finite.to(param.device))
+        self._model(finite.device)["k"] += 1
 
     def masks(self) -> dict[Tensor, Tensor]:
         """The masks of the parameters that have held zeros (False: held at zero), in the parameter's shape.
@@ -256,14 +283,14 @@ class SP(Optimizer):
             shares[group.get("name", f"group{index}")] = zeros / total if total else 0.0
         return shares
 
-    def _model_state(self, device: torch.device) -> dict[str, Any]:
-        model = self._model
-        if not model:
-            model["step"] = 0
-            start = self.param_groups[0]["gamma_start"]
-            for name, value in (("gamma", start), ("ess", 0.0), ("esy", 0.0)):
-                model[name] = torch.full((), value, dtype=torch.float64, device=device)
-        for name in ("gamma", "ess", "esy"):
+    def _model(self, device: torch.device) -> dict[str, Any]:
+        """The first group, with the state of the whole model: k, the steps so far; open, whether gamma is set; gamma;
+        averages, [3] = (Ess, Esy, Esg)."""
+        model = self.param_groups[0]
+        if "k" not in model:
+            options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+            model.update(k=0, open=False, gamma=torch.zeros((), **options), averages=torch.zeros(3, **options))
+        for name in ("gamma", "averages"):
             model[name] = model[name].to(device)
         return model
 
@@ -282,62 +309,127 @@ class SP(Optimizer):
             if group["sigma"] and (length is None or step <= last_prox(group["end"], length)):
                 raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture it with sigma=0")
 
-    def _batches(self, group: dict[str, Any], on_device: bool) -> list[Batch]:
-        """The group's tensors that have a gradient, by device and dtype, with their state."""
-        rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
-        tensor_scalars = on_device or group["mode"] == "paper"
-        for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
-            grad = param.grad
-            if grad is None or not param.requires_grad:
-                continue
-            if grad.is_sparse:
-                raise RuntimeError("SP does not support sparse gradients")
-            state = self._param_state(param, group, keeps_squares(group, prunable), tensor_scalars)
-            rows.setdefault((param.device, param.dtype), []).append((param, grad, state))
-        return [self._batch(group, row, on_device) for row in rows.values()]
+    def _current_plan(self, on_device: bool) -> Plan:
+        """The plan of the last step where the same tensors have a gradient and nothing was moved, else a new one."""
+        present = [p for group in self.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
+        kinds = [
+            (*(group[name] for name in KIND), group["held"], bool(group["sigma"]), isinstance(group["lr"], Tensor))
+            for group in self.param_groups
+        ]
+        signature = (on_device, kinds, present and [p.data_ptr() for p in present], self.param_groups[0]["native"])
+        plan = self._plan
+        if plan is None or plan.signature != signature or not plan.is_of(present, self.state):
+            plan = self._plan = self._make_plan(signature, on_device)
+        for batch in plan.batches:
+            batch.grads = [p.grad for p in batch.params]  # type: ignore[misc]
+            for grad in batch.grads:
+                _refuse_sparse(grad)
+        return plan
 
-    def _batch(self, group: dict[str, Any], row: list[tuple[Tensor, Tensor, dict[str, Any]]], on_device: bool) -> Batch:
-        lr = group["lr"]
-        params, grads, states = map(list, zip(*row, strict=True))
-        return Batch(
-            params=params,
-            grads=grads,
-            states=states,
-            lr=lr if isinstance(lr, Tensor) and on_device else float(lr),
-            momentum=float(group["momentum"]),
-            nesterov=group["nesterov"],
-            weight_decay=float(group["weight_decay"]),
-            decoupled=group["decoupled"],
-            maximize=group["maximize"],
-            damping=group["damping"],
-            damping_bounds=group["damping_bounds"],
-        )
+    def _make_plan(self, signature: Any, on_device: bool) -> Plan:
+        capturable = self.param_groups[0]["capturable"]
+        rows: dict[tuple[Any, ...], list[tuple[Tensor, dict[str, Any], dict[str, Any]]]] = {}
+        for group in self.param_groups:
+            kind: tuple[Any, ...] = tuple(group[name] for name in KIND)
+            if isinstance(group["lr"], Tensor):
+                kind += (id(group),)
+            for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
+                if param.grad is None or not param.requires_grad:
+                    continue
+                _refuse_sparse(param.grad)
+                state = self._param_state(param, group, keeps_squares(group, prunable), capturable)
+                step = "captured" if capturable else state["step"]
+                rows.setdefault((param.device, param.dtype, step, *kind), []).append((param, group, state))
+        batches = []
+        for row in rows.values():
+            params, groups, states = (list(column) for column in zip(*row, strict=True))
+            batches.append(Batch(params, groups, states, fixed_run=capturable))
+        return Plan(signature, batches, [self._path_of(batch, on_device) for batch in batches])
 
-    def _param_state(self, param: Tensor, group: dict[str, Any], squares: bool, tensor_scalars: bool) -> dict[str, Any]:
-        """The tensor's state, in its memory format, on its device, with scalars of the path's kind."""
+    def _path_of(self, batch: Batch, on_device: bool) -> Path:
+        if on_device:
+            return MultiTensor(batch)
+        wanted = self.param_groups[0]["native"] is not False and native.supports(batch)
+        kernels = native.library() if wanted else None
+        return native.Native(batch, kernels) if kernels else SingleTensor(batch)
+
+    def _param_state(self, param: Tensor, group: dict[str, Any], squares: bool, capturable: bool) -> dict[str, Any]:
+        """The tensor's state, in its memory format and on its device."""
         state = self.state[param]
         if not state:
             dtype = torch.promote_types(param.dtype, torch.float32)
+            state["step"] = 0
             state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
-            state["displacement"] = torch.zeros_like(param, dtype=dtype)
-            state.update(dict.fromkeys(CARRIED, 0.0))
+            state["displacement"] = torch.zeros(run_length(param.numel()), dtype=dtype, device=param.device)
+            state["secant"] = torch.zeros(5, dtype=torch.float64, device=param.device)
         momentum = state["momentum_buffer"]
         if squares and "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(momentum)
-        if group["damping"] == "fisher":
-            state.setdefault("square_weight", 0.0)
-        for name in (*CARRIED, "square_weight"):
-            if name in state and isinstance(state[name], Tensor) != tensor_scalars:
-                value = state[name]
-                state[name] = (
-                    torch.full((), value, dtype=torch.float64, device=param.device) if tensor_scalars else value.item()
-                )
+        if capturable != isinstance(state["step"], Tensor):
+            step = state["step"]
+            state["step"] = torch.full((), step, dtype=torch.float64, device=param.device) if capturable else int(step)
         if momentum.stride() != param.stride() or momentum.device != param.device:
-            # The model was moved or its memory format changed since the last step.
-            for name in ("momentum_buffer", "displacement", "mask", "square_avg"):
+            # The model was moved or its memory format changed since the last step. The run is another one then.
+            for name in ("momentum_buffer", "mask", "square_avg"):
                 if name in state:
                     state[name] = like_parameter(state[name].to(param.device), param)
+            for name in ("displacement", "secant"):
+                state[name] = torch.zeros_like(state[name], device=param.device)
         if not group["held"] and "mask" in state:
             # What gathered behind the mask must not move the weights that are now set free.
             state["momentum_buffer"].mul_(state.pop("mask"))
         return state
+
+
+class Plan:
+    """How one step goes: which tensors together, on which path. Kept until a step differs from the last."""
+
+    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path]) -> None:
+        self.signature, self.batches, self.paths = signature, batches, paths
+        self.name = ", ".join(dict.fromkeys(path.name for path in paths))
+        self.params = [p for batch in batches for p in batch.params]
+        self.states = [state for batch in batches for state in batch.states]
+
+    def is_of(self, params: list[Tensor], state: Any) -> bool:
+        """Whether the tensors are these, with the state that the plan was made of."""
+        return len(params) == len(self.params) and all(
+            state.get(p) is own for p, own in zip(self.params, self.states, strict=True)
+        )
+
+
+# Every setting's default: what recipes, plug-ins and studies start from.
+DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SP).parameters.items()
+    if parameter.default is not parameter.empty
+}
+
+
+def refuse_former(settings: dict[str, Any]) -> None:
+    """TypeError for settings that SP has no more, or never had, naming what replaces them."""
+    successors = {
+        "damping": 'metric="fisher" (the default) or "none"',
+        "compile": "native",
+        "gamma_start": "nothing: SP finds its first step by itself",
+        "damping_bounds": "nothing: there is no diagonal damping any more",
+    }
+    for name in settings:
+        known = f"was replaced by {successors[name]}" if name in successors else "is no setting of SP"
+        raise TypeError(f"{name} {known}")
+
+
+def _refuse_sparse(grad: Tensor) -> None:
+    if grad.is_sparse:
+        raise RuntimeError("SP does not support sparse gradients")
+
+
+def _all_of(flags: list[Tensor]) -> Tensor | None:
+    """0-dim bool on the device of the first flag; None without flags."""
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else None
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    """Sum of the squares of all elements, float64."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    norms = torch._foreach_norm([t.detach() for t in tensors], 2, dtype=dtype)
+    return torch.stack(norms).double().square().sum()

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from sp_yolo.optim import SP
+from sp_yolo.optim import DEFAULTS, SP
+from sp_yolo.optim.sp import refuse_former
 
 _ABSENT = object()
 
@@ -52,9 +53,7 @@ def swap_optimizer(*names: str, **settings: Any) -> Iterator[None]:
         ValueError: no class of that name in torch.optim; when an optimizer is built, a setting that SP refuses.
         TypeError: a setting that SP does not know.
     """
-    unknown = sorted(set(settings) - set(inspect.signature(SP).parameters))
-    if unknown:
-        raise TypeError(f"SP has no setting {', '.join(unknown)}")
+    refuse_former({name: value for name, value in settings.items() if name not in DEFAULTS})
     with ExitStack() as stack:
         for name in names or ("SGD",):
             original = getattr(torch.optim, name, None)

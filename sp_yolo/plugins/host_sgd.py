@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -11,17 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sp_yolo.errors import UserError
-from sp_yolo.optim import SP, build_param_groups
+from sp_yolo.optim import DEFAULTS, SP, build_param_groups
 
 _OF_GROUPS = {"sigma_backbone": 0.0, "sigma_head": 0.0}
 # Set by the host (its hyp file, its schedule), or of no use in its loop.
 _OF_HOST = ("momentum", "nesterov", "weight_decay")
-_UNUSED = ("params", "sigma", "maximize", "capturable", "differentiable", "foreach", "compile")
-_OF_SP = {
-    name: parameter.default
-    for name, parameter in inspect.signature(SP).parameters.items()
-    if name not in (*_OF_HOST, *_UNUSED)
-}
+_UNUSED = ("sigma", "maximize", "capturable", "differentiable", "foreach", "native", "check_finite")
+_OF_SP = {name: value for name, value in DEFAULTS.items() if name not in (*_OF_HOST, *_UNUSED)}
 SETTINGS: dict[str, Any] = {**_OF_SP, **_OF_GROUPS}
 
 
@@ -62,14 +57,11 @@ def _value(assignment: str, text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
         if isinstance(default, float):
             return float(value)
-        if isinstance(default, tuple):
-            low, high = (float(bound) for bound in value)
-            return low, high
         if isinstance(value, int):
             return value
     except (ValueError, SyntaxError, TypeError):
         pass
-    kind = {float: "a number", tuple: "two numbers, LOW,HIGH"}.get(type(default), "a whole number")
+    kind = "a number" if isinstance(default, float) else "a whole number"
     raise UserError(f"--sp {assignment}: expected {kind}")
 
 
@@ -167,7 +159,7 @@ class HostSGD(SP):
         sizes = [len(group["params"]) for group in state_dict["param_groups"]]
         if (
             sizes != [len(group["params"]) for group in self.param_groups]
-            or "gamma_start" not in state_dict["param_groups"][0]
+            or "growth" not in state_dict["param_groups"][0]
         ):
             raise UserError(
                 "the checkpoint's optimizer state is not SP's for this model: start from a stripped file instead"

@@ -19,21 +19,37 @@ _HOST_GROUP = {"backbone": "weight", "head": "weight", "bias": "bias", "norm": "
 
 
 class ResumableSP(SP):
-    """SP whose state survives a checkpoint that rounds it to half precision, as the host's does."""
+    """SP whose state survives a checkpoint that rounds it to half precision, as the host's does.
+
+    E[g^2] does not fit into half precision, its root does once it is divided by its largest element.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """As SP's, but "square_avg" is a root between 0 and 1 and "square_scale" what it was divided by."""
+        content = super().state_dict()
+        return {**content, "state": {key: _rooted(entry) for key, entry in content["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As SP's, widened to float32. The last displacement is forgotten: rounded to half it is mostly zeros."""
-        state = {
-            key: {name: _widened(name, value) for name, value in entry.items()}
-            for key, entry in state_dict["state"].items()
-        }
-        super().load_state_dict({**state_dict, "state": state})
+        super().load_state_dict(
+            {**state_dict, "state": {key: _widened(entry) for key, entry in state_dict["state"].items()}}
+        )
 
 
-def _widened(name: str, value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.dtype == torch.half:
-        value = value.float()
-    return value * 0 if name.startswith("displacement") else value
+def _rooted(entry: dict[str, Any]) -> dict[str, Any]:
+    if "square_avg" not in entry:
+        return entry
+    root = entry["square_avg"].sqrt()
+    scale = max(float(root.max()), torch.finfo(root.dtype).tiny) if root.numel() else 1.0
+    return {**entry, "square_avg": root / scale, "square_scale": scale}
+
+
+def _widened(entry: dict[str, Any]) -> dict[str, Any]:
+    wide = {n: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.half else v for n, v in entry.items()}
+    scale = wide.pop("square_scale", None)
+    if scale is not None:
+        wide["square_avg"] = (wide["square_avg"] * scale).square()
+    return {n: v * 0 if n in ("displacement", "secant") else v for n, v in wide.items()}
 
 
 class SPTrainer(DetectionTrainer):

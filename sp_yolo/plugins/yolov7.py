@@ -33,8 +33,6 @@ from sp_yolo.plugins.host_sgd import HostSGD, check_settings, host_sgd, parse_se
 
 # Top-level modules of a checkout; train.py imports test.py by the name of a package of the standard library.
 _CHECKOUT_MODULES = ("models", "utils", "test")
-# SP's own, derived cap is too tight for a detector with BatchNorm; 1.3 is the cap of hyp/sp.*.yaml (docs/results.md).
-DETECTOR_CAP = 1.3
 _ADAM = "--adam: SP takes the place of the host's SGD; drop the flag, or train with Adam without sp-yolo"
 
 
@@ -102,10 +100,10 @@ def patch_yolov7(
 ) -> Iterator[list[HostSGD]]:
     """Inside the block the YOLOv7 in ``directory`` trains with SP; afterwards everything global is as before.
 
-    ``settings``: SP's, and ``sigma_backbone``, ``sigma_head``; rcap is 1.3 and momentum, weight decay and lr are the
-    host's unless given. ``compat``: also make the host run on today's torch and numpy. ``report`` gets the summary of
-    the groups, a line at a time. Yields the list of optimizers built so far. Restored: torch.optim, torch.load,
-    torch.tensor, numpy, random, sys.path, sys.argv, sys.modules (the host's are dropped), os.environ.
+    ``settings``: SP's, and ``sigma_backbone``, ``sigma_head``; momentum, weight decay and lr are the host's unless
+    given. ``compat``: also make the host run on today's torch and numpy. ``report`` gets the summary of the groups, a
+    line at a time. Yields the list of optimizers built so far. Restored: torch.optim, torch.load, torch.tensor, numpy,
+    random, sys.path, sys.argv, sys.modules (the host's are dropped), os.environ.
 
     Raises:
         UserError: as ``find_host``; no class Model in models/yolo.py; a setting that SP refuses. Later, from within the
@@ -113,7 +111,6 @@ def patch_yolov7(
         EnvironmentFault: the host's model cannot be imported: a package it needs is missing.
     """
     host = find_host(directory, script)
-    settings = {"rcap": DETECTOR_CAP, **settings}
     check_settings(settings)
     models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
     optimizers: list[HostSGD] = []

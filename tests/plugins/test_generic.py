@@ -23,11 +23,11 @@ def network() -> nn.Sequential:
 def test_swapped_optimizer_takes_the_calls_values() -> None:
     original = torch.optim.SGD
     model = network()
-    with swap_optimizer(gamma_start=0.5):
+    with swap_optimizer(rho=0.5):
         optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.7, weight_decay=0.01, dampening=0.1)
     assert type(optimizer).__mro__[1] is SP
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["momentum"], group["weight_decay"], group["gamma_start"]) == (0.2, 0.7, 0.01, 0.5)
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["rho"]) == (0.2, 0.7, 0.01, 0.5)
     assert torch.optim.SGD is original
     assert sys.modules["torch.optim.sgd"].SGD is original
 
@@ -63,7 +63,7 @@ def test_wrong_names_and_settings() -> None:
         pass
     with pytest.raises(ValueError, match="no optimizer named lr_scheduler"), swap_optimizer("lr_scheduler"):
         pass
-    with pytest.raises(TypeError, match="no setting sigmma"), swap_optimizer(sigmma=1):
+    with pytest.raises(TypeError, match="sigmma is no setting"), swap_optimizer(sigmma=1):
         pass
     with swap_optimizer(rho=2.0), pytest.raises(ValueError, match="rho"):
         torch.optim.SGD(network().parameters(), lr=0.1)

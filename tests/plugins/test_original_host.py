@@ -122,9 +122,9 @@ def test_train_resume_and_test(program: Program) -> None:
 def test_checkpoint_holds_sp_and_loads_here(program: Program) -> None:
     from sp_yolo.models import build_model, load_weights
 
-    program.plug_in("--sp", "gamma_start=0.5", "--", *COMMON, "kept")
+    program.plug_in("--sp", "rho=0.5", "--", *COMMON, "kept")
     inspect = "import torch; s = torch.load('runs/kept/weights/epoch_001.pt', weights_only=False)['optimizer']; "
-    inspect += "print([g['name'] for g in s['param_groups']], s['state']['model']['step'])"
+    inspect += "print([g['name'] for g in s['param_groups']], s['param_groups'][0]['k'])"
     assert "['backbone', 'head', 'bias', 'norm'] 2" in program(
         "-c", f"import sys; sys.path.append({str(program.host.parent)!r}); {inspect}"
     )

@@ -1,5 +1,6 @@
 """The plug-in around a host of our own; the original itself is run by test_original_host.py."""
 
+import inspect
 import json
 import os
 import random
@@ -95,18 +96,14 @@ def test_first_loss_is_that_of_plain_sgd(checkout: Path, run_folder: Path) -> No
     assert ours[-1]["loss"] != plain[-1]["loss"]
 
 
-def test_the_cap_can_be_sps_own(checkout: Path, run_folder: Path) -> None:
-    train(checkout, rcap=0.0)
-    assert {group["rcap"] for group in checkpoint("epoch1.pt", checkout)["optimizer"]["param_groups"]} == {0.0}
-
-
 def test_settings_reach_the_optimizer(checkout: Path, run_folder: Path) -> None:
-    settings = {"lr": 0.2, "gamma_start": 1.0, "sigma_head": 0.5, "total_steps": 6, "every": 1, "end": 0.5}
+    settings = {"lr": 0.2, "rho": 0.5, "sigma_head": 0.5, "total_steps": 6, "every": 1, "end": 0.5}
     train(checkout, **settings)
     saved = checkpoint("epoch1.pt", checkout)
     backbone, head = saved["optimizer"]["param_groups"][:2]
-    assert (backbone["initial_lr"], backbone["gamma_start"], backbone["sigma"]) == (0.2, 1.0, 0.0)
-    assert backbone["rcap"] == 1.3  # the detector's, not SP's own default
+    assert (backbone["initial_lr"], backbone["rho"], backbone["sigma"]) == (0.2, 0.5, 0.0)
+    for name in ("metric", "rcap", "growth", "decoupled"):  # one SP: what is not set is the class's
+        assert backbone[name] == inspect.signature(SP).parameters[name].default
     assert head["sigma"] == 0.5
     layers = saved["model"].model
     zeros = [
@@ -134,7 +131,7 @@ def test_resume_restores_state_and_goes_on(checkout: Path, run_folder: Path) -> 
     assert len(resumed["steps"]) == 3
     assert any("state restored" in line for line in lines)
     # 3 batches an epoch: the counter of steps went on from 6
-    states = [checkpoint(f"epoch{epoch}.pt", checkout)["optimizer"]["state"]["model"]["step"] for epoch in (1, 2)]
+    states = [checkpoint(f"epoch{epoch}.pt", checkout)["optimizer"]["param_groups"][0]["k"] for epoch in (1, 2)]
     assert states == [6, 9]
 
 
@@ -299,7 +296,7 @@ def test_command_line(checkout: Path, run_folder: Path, capsys) -> None:
     assert cli.main(argv) == 0
     assert len(json.loads(Path("log.json").read_text())["steps"]) == 3
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("lr=0.2", "held=False", "rho=0.5", "damping_bounds=(0.1, 10.0)"))
+    assert all(word in printed for word in ("lr=0.2", "held=False", "rho=0.5", "metric=fisher"))
 
 
 @pytest.mark.parametrize(
@@ -309,9 +306,8 @@ def test_command_line(checkout: Path, run_folder: Path, capsys) -> None:
         ("lr=fast", "--sp lr=fast: expected a number"),
         ("held=maybe", "--sp held=maybe: expected true or false"),
         ("every=1.5", "--sp every=1.5: expected a whole number"),
-        ("damping_bounds=3", "--sp damping_bounds=3: expected two numbers"),
         ("momentum=0.9", "--sp momentum: set by the host's own hyp file"),
-        ("lamda=1", "--sp lamda: no such setting; known: damping,"),
+        ("lamda=1", "--sp lamda: no such setting; known: decoupled,"),
         ("rho=2", "--sp: invalid rho: 2.0"),
         ("sigma_head=1.5", "--sp: invalid sigma: 1.5"),
         ("sigma_head=0.5", "give total_steps too"),

@@ -23,14 +23,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_fisher_form_prunes_what_sp_prunes(script: Any) -> None:
     saliency = script("saliency")
-    overrides = {"lr0": 0.1, "weight_decay": 5e-4, "sp_sigma_backbone": 0.9, "sp_sigma_head": 0.9, "sp_damping": "none"}
+    overrides = {"lr0": 0.1, "weight_decay": 5e-4, "sp_sigma_backbone": 0.9, "sp_sigma_head": 0.9, "sp_metric": "none"}
     config = load_classify_config(dataset="toy", image_size=24, samples=200, epochs=4, overrides=overrides)
     splits = make_splits(open_source("toy", image_size=24), samples=200)
     found = {}
 
     def make(model: nn.Module, hyp: dict[str, Any], steps: int, form: str) -> Any:
         groups = saliency.build_param_groups(model, weight_decay=5e-4, sigma_backbone=0.9, sigma_head=0.9)
-        return saliency.WeighedSP(groups, form, lr=0.1, momentum=0.9, total_steps=steps)
+        return saliency.WeighedSP(groups, form, lr=0.1, total_steps=steps, metric="none", decoupled=False)
 
     for form in ("E[g²], decay 0.95 (Fisher)", "magnitude, h = 1"):
         outcome = fit(config, splits, make_optimizer=lambda *given, form=form: make(*given, form))
@@ -46,7 +46,9 @@ def test_the_averaged_secant_is_the_hessian_of_a_quadratic(script: Any) -> None:
     hessian = torch.rand(4, 5) + 0.5
     x = nn.Parameter(torch.randn(4, 5))
     group = {"params": [x], "sigma": 0.5, "name": "w"}
-    optimizer = saliency.WeighedSP([group], "abs E[sy] / E[s²] (averaged secant)", lr=0.05, weight_decay=0.0, end=1.0)
+    optimizer = saliency.WeighedSP(
+        [group], "abs E[sy] / E[s²] (averaged secant)", lr=0.05, weight_decay=0.0, end=1.0, metric="none"
+    )
     optimizer.param_groups[0].update(start=1.0, total_steps=1000)  # no proximal step in what follows
     for _ in range(30):
         optimizer.zero_grad()

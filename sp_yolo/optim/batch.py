@@ -1,0 +1,145 @@
+"""Tensors that are stepped together, their state, and what the next step needs to know of this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sp_yolo.optim.damping import newest_weight
+
+# The displacement is kept for one run of n / SHARE of a tensor's n elements, LEAST at least; eq. (22).
+SHARE = 16
+LEAST = 1024
+# Columns of a tensor's "secant": s'D^{-1}s, s's, <s, g>, x'x and the number of elements that they stand for.
+METRIC, SQUARE, SLOPE, WEIGHT, COUNT = range(5)
+
+
+def run_length(n: int) -> int:
+    """Elements of a tensor of ``n`` whose displacement is kept."""
+    return min(n, max(LEAST, -(-n // SHARE)))
+
+
+def run_start(n: int, step: int) -> int:
+    """Where the run of a tensor's ``step``-th step (from 0) begins, in memory order: another one at each step."""
+    length = run_length(n)
+    return min(step % -(-n // length) * length, n - length)
+
+
+@dataclass
+class Batch:
+    """Tensors of one device, dtype and kind of step that have a gradient and have had equally many.
+
+    ``groups``: the parameter group of each, which is asked for lr, momentum and decay at every step. A tensor's state
+    holds "step", the number of gradients so far; "momentum_buffer" v and, where metric or saliency need it,
+    "square_avg" E[g^2], in the parameter's memory order; "displacement", s = x_k - x_{k-1} on the run of the last step;
+    "secant", the sums over it scaled up to the tensor (columns METRIC to COUNT, float64; zeros: no pair); while it is
+    pruned "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free).
+    """
+
+    params: list[Tensor]
+    groups: list[dict[str, Any]]
+    states: list[dict[str, Any]]
+    fixed_run: bool
+
+    def __post_init__(self) -> None:
+        first = self.groups[0]
+        self.grads: list[Tensor] = [p.grad for p in self.params if p.grad is not None]
+        self.fisher = first["metric"] == "fisher"
+        self.nesterov, self.decoupled, self.maximize = first["nesterov"], first["decoupled"], first["maximize"]
+        self.sizes = [p.numel() for p in self.params]
+        self.lengths = [run_length(n) for n in self.sizes]
+        self.scales = [n / length for n, length in zip(self.sizes, self.lengths, strict=True)]
+        # One tensor for all, of which each state holds its row.
+        self.secants = torch.stack([state["secant"] for state in self.states])
+        for state, row in zip(self.states, self.secants.unbind(), strict=True):
+            state["secant"] = row
+        step = self.states[0]["step"]
+        for state in self.states:
+            state["step"] = step
+
+    @property
+    def step(self) -> Any:
+        """Gradients that these tensors have had before this step; a tensor on the device when capturable."""
+        return self.states[0]["step"]
+
+    def starts(self, ahead: int) -> list[int]:
+        """Where the runs begin: ``ahead`` 0 those of this step, -1 of the last one."""
+        if self.fixed_run:
+            return [0] * len(self.sizes)
+        step = max(int(self.step) + ahead, 0)
+        return [run_start(n, step) for n in self.sizes]
+
+    def advance(self) -> None:
+        step = self.step + 1
+        for state in self.states:
+            state["step"] = step
+
+    def newest_weight(self) -> Any:
+        return newest_weight(self.step)
+
+    def setting(self, name: str) -> list[Any]:
+        """A setting of each tensor's group, as it is now."""
+        values = {id(group): group[name] for group in self.groups}
+        return [values[id(group)] for group in self.groups]
+
+    def setting_rows(self) -> list[tuple[float, float, float]]:
+        """(lr, momentum, weight decay) of each tensor, as host numbers."""
+        found = {
+            id(g): (float(g["lr"]), float(g["momentum"]), float(g["weight_decay"])) for g in self._distinct_groups()
+        }
+        return [found[id(group)] for group in self.groups]
+
+    def _distinct_groups(self) -> list[dict[str, Any]]:
+        return list({id(group): group for group in self.groups}.values())
+
+    def spans(self) -> list[tuple[dict[str, Any], int, int]]:
+        """(group, first, last + 1): tensors of one group stand beside each other."""
+        found: list[tuple[dict[str, Any], int, int]] = []
+        for index, group in enumerate(self.groups):
+            if found and found[-1][0] is group:
+                found[-1] = (group, found[-1][1], index + 1)
+            else:
+                found.append((group, index, index + 1))
+        return found
+
+    def pair(self, products: Tensor, lr_ref: float | Tensor) -> Tensor:
+        """[6] = s'D^{-1}s, s'y, s'g, s's, x'x, count of the tensors that move, eq. (9).
+
+        ``products``: <s, g> of each tensor, g the present gradient. y is the change of the regularised gradient, so L2
+        decay adds wd * s's to <s, g> - <s, g_prev>.
+        """
+        sums = self.secants.new_zeros(6)
+        for group, first, last in self.spans():
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) and lr == 0:
+                continue  # it does not move, so it says nothing about curvature
+            own, product = self.secants[first:last].sum(0), products[first:last].sum()
+            l2 = 0.0 if group["decoupled"] else group["weight_decay"]
+            change = product - own[SLOPE] + l2 * own[SQUARE]
+            found = torch.stack((own[METRIC] * (lr_ref / lr), change, product, own[SQUARE], own[WEIGHT], own[COUNT]))
+            sums += torch.where(lr > 0, found, 0.0) if isinstance(lr, Tensor) else found
+        return sums
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor's memory is one run of its elements, in an order that torch names."""
+    return (
+        tensor.is_contiguous()
+        or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+        or (tensor.ndim == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d))
+    )
+
+
+def like_parameter(tensor: Tensor, param: Tensor) -> Tensor:
+    """The tensor in the memory order that the state of ``param`` has; itself when it has it already."""
+    if tensor.stride() == param.stride() and is_dense(param):
+        return tensor
+    return torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """A dense tensor as one row in memory order, sharing its memory."""
+    return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
