@@ -49,17 +49,15 @@ VARIANTS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "SGD Nesterov for-loop": lambda m: torch.optim.SGD(
         m.parameters(), lr=1e-4, momentum=0.9, nesterov=True, foreach=False
     ),
-    "SP dense": lambda m: SP(build_param_groups(m), lr=1e-4),
-    "SP dense, Fisher metric": lambda m: SP(build_param_groups(m), lr=1e-4, damping="fisher"),
-    "SP pruning, magnitude": lambda m: pruning(m, saliency="damping"),
-    "SP pruning, Fisher": lambda m: pruning(m, saliency="fisher"),
-    "SP dense, compile=True": lambda m: SP(build_param_groups(m), lr=1e-4, compile=True),
-    "SP dense, Fisher metric, compile=True": lambda m: SP(
-        build_param_groups(m), lr=1e-4, damping="fisher", compile=True
-    ),
-    "SP pruning, magnitude, compile=True": lambda m: pruning(m, saliency="damping", compile=True),
-    "SP pruning, Fisher, compile=True": lambda m: pruning(m, saliency="fisher", compile=True),
-    "SP dense, foreach": lambda m: SP(build_param_groups(m), lr=1e-4, foreach=True),
+    "SP, C": lambda m: SP(build_param_groups(m), lr=1e-4, native=True),
+    "SP, C, gradients looked at": lambda m: SP(build_param_groups(m), lr=1e-4, native=True, check_finite=False),
+    "SP, C, pruning": lambda m: pruning(m, native=True),
+    "SP without a metric, C": lambda m: SP(build_param_groups(m), lr=1e-4, metric="none", native=True),
+    "SP without a metric, C, pruning": lambda m: pruning(m, metric="none", native=True),
+    "SP, torch": lambda m: SP(build_param_groups(m), lr=1e-4, native=False),
+    "SP, torch, pruning": lambda m: pruning(m, native=False),
+    "SP without a metric, torch": lambda m: SP(build_param_groups(m), lr=1e-4, metric="none", native=False),
+    "SP, foreach": lambda m: SP(build_param_groups(m), lr=1e-4, foreach=True),
 }
 
 
@@ -73,7 +71,7 @@ def prepared(name: str, variant: str) -> torch.optim.Optimizer:
     for _ in range(2):
         optimizer.step()
     if isinstance(optimizer, SP):
-        optimizer.state_dict()["state"]["model"]["step"] = RAMP_STEP
+        optimizer.param_groups[0]["k"] = RAMP_STEP
         for _ in range(STEPS):
             optimizer.step()
     return optimizer

@@ -22,12 +22,6 @@ def run_length(n: int) -> int:
     return min(n, max(LEAST, -(-n // SHARE)))
 
 
-def run_start(n: int, step: int) -> int:
-    """Where the run of a tensor's ``step``-th step (from 0) begins, in memory order: another one at each step."""
-    length = run_length(n)
-    return min(step % -(-n // length) * length, n - length)
-
-
 @dataclass
 class Batch:
     """Tensors of one device, dtype and kind of step that have a gradient and have had equally many.
@@ -51,7 +45,8 @@ class Batch:
         self.nesterov, self.decoupled, self.maximize = first["nesterov"], first["decoupled"], first["maximize"]
         self.sizes = [p.numel() for p in self.params]
         self.lengths = [run_length(n) for n in self.sizes]
-        self.scales = [n / length for n, length in zip(self.sizes, self.lengths, strict=True)]
+        self.places = [-(-n // length) if n else 1 for n, length in zip(self.sizes, self.lengths, strict=True)]
+        self.scales = [n / max(length, 1) for n, length in zip(self.sizes, self.lengths, strict=True)]
         # One tensor for all, of which each state holds its row.
         self.secants = torch.stack([state["secant"] for state in self.states])
         for state, row in zip(self.states, self.secants.unbind(), strict=True):
@@ -66,11 +61,12 @@ class Batch:
         return self.states[0]["step"]
 
     def starts(self, ahead: int) -> list[int]:
-        """Where the runs begin: ``ahead`` 0 those of this step, -1 of the last one."""
+        """Where the runs begin, in memory order, another place at each step: ``ahead`` 0 this step, -1 the last one."""
         if self.fixed_run:
             return [0] * len(self.sizes)
         step = max(int(self.step) + ahead, 0)
-        return [run_start(n, step) for n in self.sizes]
+        rows = zip(self.sizes, self.lengths, self.places, strict=True)
+        return [min(step % places * length, n - length) for n, length, places in rows]
 
     def advance(self) -> None:
         step = self.step + 1

@@ -53,7 +53,8 @@ def average_pair(averages: Tensor, pair: Tensor, rho: float) -> tuple[Tensor, Te
     The first pair replaces the zeros instead of being averaged with them; one without displacement changes nothing.
     """
     accepted = pair[0] > TINY
-    weight = torch.where(accepted, 1.0 - rho * (averages[0] > 0), 0.0)
+    # Sums, not torch.where, of numbers: that would be float32.
+    weight = (1.0 - rho * (averages[0] > 0).to(pair.dtype)) * accepted
     return torch.lerp(averages, pair, weight), accepted
 
 
@@ -79,8 +80,9 @@ def damped_gamma(gamma: Tensor, r: Tensor, cap: float, growth: float, accepted: 
     Without new evidence (s = 0) f is 1. Negative curvature gives r <= 0 and therefore never more than 1.
     """
     target = torch.where(r > cap, cap / r, 1.0)
-    factor = torch.where(accepted, torch.where(free, growth, FADE), 1.0)
-    return torch.minimum(target, factor.to(gamma.dtype) * gamma)
+    free, accepted = free.to(gamma.dtype), accepted.to(gamma.dtype)
+    factor = 1.0 + accepted * (FADE - 1.0 + (growth - FADE) * free)
+    return torch.minimum(target, factor * gamma)
 
 
 def is_free(esg: Tensor, moved: Tensor, weights: Tensor, count: Tensor) -> Tensor:

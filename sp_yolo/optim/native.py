@@ -140,6 +140,9 @@ class Native:
         self.table = (ctypes.c_int64 * len(rows))(*rows)
         self.scales = torch.tensor(batch.scales, dtype=torch.float64)
         self.sizes = torch.tensor(batch.sizes, dtype=torch.float64)
+        self.spans = batch.spans()
+        self.settings = (ctypes.c_float * (4 * self.count))()
+        self.strides = [param.stride() for param in batch.params]
         self.grads: list[Tensor] = []
         self.addresses: Any = None
 
@@ -147,8 +150,8 @@ class Native:
         """<s, g> of each tensor, float64, and whether all gradients are finite (True when not to ``check``)."""
         batch = self.batch
         self.grads = [
-            g if g.stride() == p.stride() else like_parameter(g, p)
-            for g, p in zip(batch.grads, batch.params, strict=True)
+            g if g.stride() == stride and g.dtype == torch.float32 else like_parameter(g.float(), p)
+            for g, p, stride in zip(batch.grads, batch.params, self.strides, strict=True)
         ]
         self.addresses = (ctypes.c_int64 * self.count)(*[g.data_ptr() for g in self.grads])
         self._fill(6, batch.starts(-1))
@@ -159,7 +162,7 @@ class Native:
         finite = True
         if check:
             finite = all(self._share_out(lambda first, last: self.kernels.sp_finite(*self._arguments(first, last))))
-        found *= self.scales
+        found.mul_(self.scales)
         return (found.neg_() if batch.maximize else found), finite
 
     def update(self, gamma: Tensor) -> None:
@@ -185,26 +188,21 @@ class Native:
         parts = self._share_out(call)
         sums = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         batch.secants[:, :SUMS] = sums.mul_(self.scales[:, None])
-        if batch.fisher:
-            batch.secants[:, 0] /= self._one_minus_momentum()
+        for group, first, last in self.spans if batch.fisher else ():
+            batch.secants[first:last, 0] /= 1.0 - group["momentum"]
         batch.secants[:, SUMS] = self.sizes
         self.grads = []
 
     def _fill(self, column: int, values: list[int]) -> None:
         self.table[column :: self.columns] = values  # type: ignore[assignment]
 
-    def _one_minus_momentum(self) -> Tensor:
-        return 1.0 - torch.tensor([momentum for _, momentum, _ in self.batch.setting_rows()], dtype=torch.float64)
-
     def _settings(self, gamma: float) -> Any:
         """Table of (momentum, L2 decay, factor of decoupled decay, lr gamma), one row a tensor."""
-        rows = [
-            (momentum, 0.0, 1.0 - lr * gamma * decay, lr * gamma)
-            if self.batch.decoupled
-            else (momentum, decay, 1.0, lr * gamma)
-            for lr, momentum, decay in self.batch.setting_rows()
-        ]
-        return (ctypes.c_float * (4 * self.count))(*[value for row in rows for value in row])
+        for group, first, last in self.spans:
+            lr, decay = float(group["lr"]) * gamma, float(group["weight_decay"])
+            own = (0.0, 1.0 - lr * decay) if self.batch.decoupled else (decay, 1.0)
+            self.settings[4 * first : 4 * last] = [float(group["momentum"]), *own, lr] * (last - first)
+        return self.settings
 
     def _share_out(self, call: Callable[[int, int], Any]) -> list[Any]:
         """``call(first, last)`` for about equal parts of all elements in a row, one per torch thread."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sp_yolo.optim import native
-from sp_yolo.optim.batch import Batch, like_parameter, run_length
+from sp_yolo.optim.batch import Batch
 from sp_yolo.optim.damping import (
     average_pair,
     damped_gamma,
@@ -24,18 +23,15 @@ from sp_yolo.optim.damping import (
 )
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.paper import paper_update
+from sp_yolo.optim.plan import SPARSE, Plan, current_plan
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
-from sp_yolo.optim.settings import check_settings, keeps_squares, prunable_flags, prunable_params, reference_lr
-from sp_yolo.optim.update import SingleTensor
+from sp_yolo.optim.settings import check_settings, prunable_params, reference_lr
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "check_finite", "native")
-# What tensors must share to be stepped together.
-KIND = ("metric", "nesterov", "decoupled", "maximize")
 # State of the whole model. It lives in the first group, as torch's own wrappers expect only parameters in ``state``.
 MODEL = ("k", "open", "gamma", "averages")
-Path = SingleTensor | MultiTensor | native.Native
 
 
 class SP(Optimizer):
@@ -176,7 +172,7 @@ class SP(Optimizer):
         if self.param_groups[0]["mode"] == "paper":
             self._paper_step(on_device)
             return loss
-        plan = self._current_plan(on_device)
+        plan = self._plan = current_plan(self._plan, self.param_groups, self.state, on_device)
         if plan.paths:
             self._step(plan, on_device)
         return loss
@@ -262,7 +258,8 @@ class SP(Optimizer):
         if finite is None or (not on_device and not finite):
             return
         for group, param in rows:
-            _refuse_sparse(param.grad)
+            if param.grad.is_sparse:
+                raise RuntimeError(SPARSE)
             paper_update(group, param, self.state[param], finite.to(param.device))
         self._model(finite.device)["k"] += 1
 
@@ -309,93 +306,6 @@ class SP(Optimizer):
             if group["sigma"] and (length is None or step <= last_prox(group["end"], length)):
                 raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture it with sigma=0")
 
-    def _current_plan(self, on_device: bool) -> Plan:
-        """The plan of the last step where the same tensors have a gradient and nothing was moved, else a new one."""
-        present = [p for group in self.param_groups for p in group["params"] if p.grad is not None and p.requires_grad]
-        kinds = [
-            (*(group[name] for name in KIND), group["held"], bool(group["sigma"]), isinstance(group["lr"], Tensor))
-            for group in self.param_groups
-        ]
-        signature = (on_device, kinds, present and [p.data_ptr() for p in present], self.param_groups[0]["native"])
-        plan = self._plan
-        if plan is None or plan.signature != signature or not plan.is_of(present, self.state):
-            plan = self._plan = self._make_plan(signature, on_device)
-        for batch in plan.batches:
-            batch.grads = [p.grad for p in batch.params]  # type: ignore[misc]
-            for grad in batch.grads:
-                _refuse_sparse(grad)
-        return plan
-
-    def _make_plan(self, signature: Any, on_device: bool) -> Plan:
-        capturable = self.param_groups[0]["capturable"]
-        rows: dict[tuple[Any, ...], list[tuple[Tensor, dict[str, Any], dict[str, Any]]]] = {}
-        for group in self.param_groups:
-            kind: tuple[Any, ...] = tuple(group[name] for name in KIND)
-            if isinstance(group["lr"], Tensor):
-                kind += (id(group),)
-            for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
-                if param.grad is None or not param.requires_grad:
-                    continue
-                _refuse_sparse(param.grad)
-                state = self._param_state(param, group, keeps_squares(group, prunable), capturable)
-                step = "captured" if capturable else state["step"]
-                rows.setdefault((param.device, param.dtype, step, *kind), []).append((param, group, state))
-        batches = []
-        for row in rows.values():
-            params, groups, states = (list(column) for column in zip(*row, strict=True))
-            batches.append(Batch(params, groups, states, fixed_run=capturable))
-        return Plan(signature, batches, [self._path_of(batch, on_device) for batch in batches])
-
-    def _path_of(self, batch: Batch, on_device: bool) -> Path:
-        if on_device:
-            return MultiTensor(batch)
-        wanted = self.param_groups[0]["native"] is not False and native.supports(batch)
-        kernels = native.library() if wanted else None
-        return native.Native(batch, kernels) if kernels else SingleTensor(batch)
-
-    def _param_state(self, param: Tensor, group: dict[str, Any], squares: bool, capturable: bool) -> dict[str, Any]:
-        """The tensor's state, in its memory format and on its device."""
-        state = self.state[param]
-        if not state:
-            dtype = torch.promote_types(param.dtype, torch.float32)
-            state["step"] = 0
-            state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
-            state["displacement"] = torch.zeros(run_length(param.numel()), dtype=dtype, device=param.device)
-            state["secant"] = torch.zeros(5, dtype=torch.float64, device=param.device)
-        momentum = state["momentum_buffer"]
-        if squares and "square_avg" not in state:
-            state["square_avg"] = torch.zeros_like(momentum)
-        if capturable != isinstance(state["step"], Tensor):
-            step = state["step"]
-            state["step"] = torch.full((), step, dtype=torch.float64, device=param.device) if capturable else int(step)
-        if momentum.stride() != param.stride() or momentum.device != param.device:
-            # The model was moved or its memory format changed since the last step. The run is another one then.
-            for name in ("momentum_buffer", "mask", "square_avg"):
-                if name in state:
-                    state[name] = like_parameter(state[name].to(param.device), param)
-            for name in ("displacement", "secant"):
-                state[name] = torch.zeros_like(state[name], device=param.device)
-        if not group["held"] and "mask" in state:
-            # What gathered behind the mask must not move the weights that are now set free.
-            state["momentum_buffer"].mul_(state.pop("mask"))
-        return state
-
-
-class Plan:
-    """How one step goes: which tensors together, on which path. Kept until a step differs from the last."""
-
-    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path]) -> None:
-        self.signature, self.batches, self.paths = signature, batches, paths
-        self.name = ", ".join(dict.fromkeys(path.name for path in paths))
-        self.params = [p for batch in batches for p in batch.params]
-        self.states = [state for batch in batches for state in batch.states]
-
-    def is_of(self, params: list[Tensor], state: Any) -> bool:
-        """Whether the tensors are these, with the state that the plan was made of."""
-        return len(params) == len(self.params) and all(
-            state.get(p) is own for p, own in zip(self.params, self.states, strict=True)
-        )
-
 
 # Every setting's default: what recipes, plug-ins and studies start from.
 DEFAULTS: dict[str, Any] = {
@@ -416,11 +326,6 @@ def refuse_former(settings: dict[str, Any]) -> None:
     for name in settings:
         known = f"was replaced by {successors[name]}" if name in successors else "is no setting of SP"
         raise TypeError(f"{name} {known}")
-
-
-def _refuse_sparse(grad: Tensor) -> None:
-    if grad.is_sparse:
-        raise RuntimeError("SP does not support sparse gradients")
 
 
 def _all_of(flags: list[Tensor]) -> Tensor | None:

@@ -17,7 +17,7 @@ from sp_yolo.optim.damping import FISHER_FLOOR
 
 # Elements per block: a block's arrays stay in cache between its operations, so that most words move to and from memory
 # once per step. Smaller blocks cost more in calls than they save.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 Setting = tuple[float, float, float]  # lr, momentum, weight decay
 
 
@@ -33,6 +33,9 @@ class SingleTensor:
         self.large = [i for i, (p, _) in enumerate(rows) if p.numel() and i not in set(self.packed)]
         self.sizes = [batch.sizes[i] for i in self.packed]
         self.s, self.v, self.h = (self._shared(name) for name in ("displacement", "momentum_buffer", "square_avg"))
+        longest = max(min(max(batch.sizes, default=0), BLOCK), sum(self.sizes))
+        dtype = batch.states[0]["momentum_buffer"].dtype
+        self.scratch = torch.empty(longest, dtype=dtype), torch.empty(longest, dtype=dtype)
 
     def _shared(self, name: str) -> Tensor | None:
         """One row for a state of all packed vectors, of which each state holds its part."""
@@ -88,8 +91,9 @@ class SingleTensor:
         # Backwards, for the same reason as the tensors.
         for first in reversed(range(0, row.numel(), BLOCK)):
             block = slice(first, first + BLOCK)
-            parts = (None if t is None else t[block] for t in (h, mask))
-            _update_row(batch, rate, newest, setting, row[block], g[block], v[block], *parts)
+            square, held = (None if t is None else t[block] for t in (h, mask))
+            rows = row[block], g[block], v[block], square, held
+            _update_row(batch, rate, newest, setting, *rows, self.scratch)
         if x is not param:
             param.copy_(x)
         # The displacement is measured, not computed: rounding, decay and masks are in it.
@@ -114,7 +118,7 @@ class SingleTensor:
             part = slice(first, first + sum(size for _, size in own))
             first = part.stop
             square = None if h is None else h[part]
-            _update_row(batch, rate, newest, setting, x[part], g[part], v[part], square, None)
+            _update_row(batch, rate, newest, setting, x[part], g[part], v[part], square, None, self.scratch)
             if batch.fisher and square is not None:
                 metric[part] = _metric(square, setting[1])
         torch._foreach_copy_(params, list(x.split(self.sizes)))
@@ -154,22 +158,28 @@ def _update_row(
     v: Tensor,
     h: Tensor | None,
     mask: Tensor | None,
+    scratch: tuple[Tensor, Tensor],
 ) -> None:
-    """Eq. (16) on dense rows, in place. ``rate``: gamma; ``newest``: weight of g^2 in its mean."""
+    """Eq. (16) on dense rows, in place. ``rate``: gamma; ``newest``: weight of g^2 in its mean; ``scratch``: two rows
+    at least as long, as memory that is new to the process costs more than the arithmetic."""
     lr, momentum, decay = setting
+    direction, root = (row[: x.numel()] for row in scratch)
     g = g.to(v.dtype)
     g = -g if batch.maximize else g
     if h is not None:
         h.mul_(1.0 - newest).addcmul_(g, g, value=newest)
     if decay and not batch.decoupled:
-        g = g.add(x, alpha=decay)
-    v.mul_(momentum).add_(g)
-    direction = torch.add(g, v, alpha=momentum) if batch.nesterov else v
+        g = torch.add(g, x, alpha=decay, out=root)
+    torch.add(g, v, alpha=momentum, out=v)
+    torch.add(g, v, alpha=momentum, out=direction) if batch.nesterov else direction.copy_(v)
     if decay and batch.decoupled:
         x.mul_(1.0 - lr * rate * decay)
     if batch.fisher and h is not None:
-        step = (direction if batch.nesterov else direction.clone()).div_(h.sqrt().add_(FISHER_FLOOR))
-        x.add_(step, alpha=-lr * rate * (1.0 - momentum))
+        torch.sqrt(h, out=root).add_(FISHER_FLOOR)
+        if x.dtype == v.dtype:
+            x.addcdiv_(direction, root, value=-lr * rate * (1.0 - momentum))
+        else:
+            x.add_(direction.div_(root), alpha=-lr * rate * (1.0 - momentum))
     else:
         x.add_(direction, alpha=-lr * rate)
     if mask is not None:

@@ -1,0 +1,112 @@
+"""How one step goes: which tensors are stepped together, on which path, with which state."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sp_yolo.optim import native
+from sp_yolo.optim.batch import Batch, like_parameter, run_length
+from sp_yolo.optim.multi_tensor import MultiTensor
+from sp_yolo.optim.settings import keeps_squares, prunable_flags
+from sp_yolo.optim.update import SingleTensor
+
+# What tensors must share to be stepped together.
+KIND = ("metric", "nesterov", "decoupled", "maximize")
+SPARSE = "SP does not support sparse gradients"
+Path = SingleTensor | MultiTensor | native.Native
+
+
+class Plan:
+    """How one step goes: which tensors together, on which path. Kept until a step differs from the last."""
+
+    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path]) -> None:
+        self.signature, self.batches, self.paths = signature, batches, paths
+        self.name = ", ".join(dict.fromkeys(path.name for path in paths))
+        self.params = [p for batch in batches for p in batch.params]
+        self.states = [state for batch in batches for state in batch.states]
+
+    def is_of(self, params: list[Tensor], state: Any) -> bool:
+        """Whether the tensors are these, with the state that the plan was made of."""
+        return len(params) == len(self.params) and all(map(operator.is_, map(state.get, self.params), self.states))
+
+
+def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mapping[Any, Any], on_device: bool) -> Plan:
+    """``plan`` where the same tensors have a gradient and nothing was moved, else a new one; with the gradients.
+
+    Raises:
+        RuntimeError: a sparse gradient.
+    """
+    present = [p for group in groups for p in group["params"] if p.grad is not None and p.requires_grad]
+    kinds = [
+        (*(group[name] for name in KIND), group["held"], bool(group["sigma"]), isinstance(group["lr"], Tensor))
+        for group in groups
+    ]
+    signature = (on_device, kinds, [p.data_ptr() for p in present], groups[0]["native"], groups[0]["capturable"])
+    if plan is None or plan.signature != signature or not plan.is_of(present, states):
+        plan = _make_plan(signature, groups, states, on_device)
+    for batch in plan.batches:
+        batch.grads = [p.grad for p in batch.params]  # type: ignore[misc]
+        if any(grad.is_sparse for grad in batch.grads):
+            raise RuntimeError(SPARSE)
+    return plan
+
+
+def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any, Any], on_device: bool) -> Plan:
+    capturable = groups[0]["capturable"]
+    rows: dict[tuple[Any, ...], list[tuple[Tensor, dict[str, Any], dict[str, Any]]]] = {}
+    for group in groups:
+        kind: tuple[Any, ...] = tuple(group[name] for name in KIND)
+        if isinstance(group["lr"], Tensor):
+            kind += (id(group),)
+        for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
+            if param.grad is None or not param.requires_grad:
+                continue
+            state = _param_state(states[param], param, group, keeps_squares(group, prunable), capturable)
+            step = "captured" if capturable else state["step"]
+            rows.setdefault((param.device, param.dtype, step, *kind), []).append((param, group, state))
+    batches = []
+    for row in rows.values():
+        params, owners, own = (list(column) for column in zip(*row, strict=True))
+        batches.append(Batch(params, owners, own, fixed_run=capturable))
+    return Plan(signature, batches, [_path_of(batch, groups[0]["native"], on_device) for batch in batches])
+
+
+def _path_of(batch: Batch, wish: bool | None, on_device: bool) -> Path:
+    if on_device:
+        return MultiTensor(batch)
+    kernels = native.library() if wish is not False and native.supports(batch) else None
+    return native.Native(batch, kernels) if kernels else SingleTensor(batch)
+
+
+def _param_state(
+    state: dict[str, Any], param: Tensor, group: dict[str, Any], squares: bool, capturable: bool
+) -> dict[str, Any]:
+    """The tensor's state, made where there is none, in its memory format and on its device."""
+    if not state:
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        state["step"] = 0
+        state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+        state["displacement"] = torch.zeros(run_length(param.numel()), dtype=dtype, device=param.device)
+        state["secant"] = torch.zeros(5, dtype=torch.float64, device=param.device)
+    momentum = state["momentum_buffer"]
+    if squares and "square_avg" not in state:
+        state["square_avg"] = torch.zeros_like(momentum)
+    if capturable != isinstance(state["step"], Tensor):
+        step = state["step"]
+        state["step"] = torch.full((), step, dtype=torch.float64, device=param.device) if capturable else int(step)
+    if momentum.stride() != param.stride() or momentum.device != param.device:
+        # The model was moved or its memory format changed since the last step. The run is another one then.
+        for name in ("momentum_buffer", "mask", "square_avg"):
+            if name in state:
+                state[name] = like_parameter(state[name].to(param.device), param)
+        for name in ("displacement", "secant"):
+            state[name] = torch.zeros_like(state[name], device=param.device)
+    if not group["held"] and "mask" in state:
+        # What gathered behind the mask must not move the weights that are now set free.
+        state["momentum_buffer"].mul_(state.pop("mask"))
+    return state
