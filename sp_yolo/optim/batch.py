@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.damping import newest_weight
+from sp_yolo.optim.damping import newest_weight, pair_map
 
 # The displacement is kept for one run of n / SHARE of a tensor's n elements, LEAST at least; eq. (22).
 SHARE = 16
@@ -51,9 +51,14 @@ class Batch:
         self.secants = torch.stack([state["secant"] for state in self.states])
         for state, row in zip(self.states, self.secants.unbind(), strict=True):
             state["secant"] = row
+        # A step that counts on the device is one tensor for all, which a tensor left out this time must not share.
         step = self.states[0]["step"]
+        step = step.clone() if isinstance(step, Tensor) else step
         for state in self.states:
             state["step"] = step
+        self.map = torch.tensor(pair_map(), dtype=torch.float64, device=self.secants.device)
+        self._weights_now = self.secants.new_zeros(3, len(self.params))
+        self._weights_key: Any = None
 
     @property
     def step(self) -> Any:
@@ -69,6 +74,9 @@ class Batch:
         return [min(step % places * length, n - length) for n, length, places in rows]
 
     def advance(self) -> None:
+        if isinstance(self.step, Tensor):
+            self.step.add_(1)  # in place: a captured CUDA graph counts on
+            return
         step = self.step + 1
         for state in self.states:
             state["step"] = step
@@ -102,22 +110,31 @@ class Batch:
         return found
 
     def pair(self, products: Tensor, lr_ref: float | Tensor) -> Tensor:
-        """[6] = s'D^{-1}s, s'y, s'g, s's, x'x, count of the tensors that move, eq. (9).
+        """[6], what ``damped_state`` takes, of the tensors that move, eq. (9).
 
-        ``products``: <s, g> of each tensor, g the present gradient. y is the change of the regularised gradient, so L2
-        decay adds wd * s's to <s, g> - <s, g_prev>.
+        ``products``: <s, g> of each tensor, g the present gradient.
         """
-        sums = self.secants.new_zeros(6)
-        for group, first, last in self.spans():
-            lr = group["lr"]
-            if not isinstance(lr, Tensor) and lr == 0:
-                continue  # it does not move, so it says nothing about curvature
-            own, product = self.secants[first:last].sum(0), products[first:last].sum()
-            l2 = 0.0 if group["decoupled"] else group["weight_decay"]
-            change = product - own[SLOPE] + l2 * own[SQUARE]
-            found = torch.stack((own[METRIC] * (lr_ref / lr), change, product, own[SQUARE], own[WEIGHT], own[COUNT]))
-            sums += torch.where(lr > 0, found, 0.0) if isinstance(lr, Tensor) else found
-        return sums
+        sums = self._weights(lr_ref) @ torch.cat((self.secants, products[:, None]), 1)
+        return sums.view(-1) @ self.map
+
+    def _weights(self, lr_ref: float | Tensor) -> Tensor:
+        """[3, T]: see ``pair_map``. Made anew only when a rate or a decay changes, without asking the device."""
+        rows = [
+            (lr_ref / group["lr"] if isinstance(group["lr"], Tensor) or group["lr"] > 0 else 0.0, group)
+            for group, _, _ in self.spans()
+        ]
+        key = [(ratio, group["lr"] == 0, group["weight_decay"], group["decoupled"]) for ratio, group in rows]
+        tensors = any(isinstance(ratio, Tensor) for ratio, _ in rows)
+        if tensors or key != self._weights_key:
+            self._weights_key = None if tensors else key
+            for (ratio, group), (_, first, last) in zip(rows, self.spans(), strict=True):
+                part = self._weights_now[:, first:last]
+                moves = (group["lr"] > 0).to(part.dtype) if isinstance(ratio, Tensor) else float(group["lr"] > 0)
+                l2 = 0.0 if group["decoupled"] else group["weight_decay"]
+                finite = torch.where(group["lr"] > 0, ratio, 0.0) if isinstance(ratio, Tensor) else ratio
+                for row, value in zip(part, (finite, moves, moves * l2), strict=True):
+                    row.fill_(value)
+        return self._weights_now
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -14,8 +14,9 @@ TINY = torch.finfo(torch.float32).tiny
 FISHER_DECAY = 0.95
 # Added to the root of E[g^2]: weights that never had a gradient.
 FISHER_FLOOR = 1e-8
-# The cap stands this far above the quotient that pure gradient noise produces.
-CAP_MARGIN = 2.0
+# The cap stands this far above the quotient that pure gradient noise produces (.81 at momentum .9, .58 at .937), but
+# not above this share of the stability limit (1.36, 1.35), which matters at small momentum.
+CAP_MARGIN, CAP_SHARE = 3.0, 0.8
 # gamma's factor per step where the path no longer descends.
 FADE = 0.95
 # How far a step may move the weights, relative to their norm, without evidence that it descends.
@@ -38,24 +39,48 @@ def stability_limit(momentum: float, nesterov: bool = True) -> float:
 
 def derived_cap(momentum: float, nesterov: bool = True) -> float:
     """rcap, eq. (13): above the noise quotient, below the stability limit."""
-    return CAP_MARGIN * noise_quotient(momentum, nesterov)
+    return min(CAP_MARGIN * noise_quotient(momentum, nesterov), CAP_SHARE * stability_limit(momentum, nesterov))
 
 
-def rayleigh_quotient(ess: Tensor, esy: Tensor, lr_ref: float | Tensor) -> Tensor:
-    """r = lr_ref * Esy / Ess, eq. (10): curvature along the trajectory in units of 1/lr; 0 before the first pair."""
-    known = ess > 0
-    return torch.where(known, lr_ref * esy / torch.where(known, ess, 1.0), 0.0)
+def damped_state(
+    averages: Tensor, gamma: Tensor, pair: Tensor, levels: Tensor, cap_over_lr: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Averages (Ess, Esy, Esg) [3] and gamma after a pair, eqs. (9), (10), (14), (21).
 
-
-def average_pair(averages: Tensor, pair: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """Running averages of (s'D^{-1}s, s'y, s'g), eq. (9): both [3]; returns them and whether the pair counts.
-
-    The first pair replaces the zeros instead of being averaged with them; one without displacement changes nothing.
+    ``pair`` [6]: s'D^{-1}s, s'y, s'g, s's, REACH^2 x'x and the least that counts for the latter (see ``pair_map``).
+    ``levels``: ``gamma_levels``; ``cap_over_lr``: rcap / lr_ref. The first pair replaces the zeros; without
+    displacement nothing changes, but gamma may fall. r > 0 is curvature: gamma = min(1, rcap / r, f gamma), f = growth
+    where the step is free, else FADE.
     """
+    zero, one, later, grown, faded = levels.unbind()
     accepted = pair[0] > TINY
-    # Sums, not torch.where, of numbers: that would be float32.
-    weight = (1.0 - rho * (averages[0] > 0).to(pair.dtype)) * accepted
-    return torch.lerp(averages, pair, weight), accepted
+    weight = torch.where(averages[0] > 0, later, one)
+    averages = torch.lerp(averages, pair[:3], torch.where(accepted, weight, zero))
+    target = torch.where(averages[1] > 0, averages[0] / averages[1] * cap_over_lr, one)
+    free = (averages[2] <= 0) | (pair[3] <= torch.maximum(pair[4], pair[5]))
+    factor = torch.where(accepted, torch.where(free, grown, faded), one)
+    return averages, torch.minimum(target, factor * gamma).clamp(max=1.0)
+
+
+def gamma_levels(rho: float, growth: float, device: torch.device) -> Tensor:
+    """What ``damped_state`` chooses from. Made once: torch.where of numbers is float32 and sends them to the device."""
+    return torch.tensor([0.0, 1.0, 1.0 - rho, growth, FADE], dtype=torch.float64, device=device)
+
+
+def pair_map() -> list[list[float]]:
+    """[18][6]: from the sums of a batch to ``pair``.
+
+    The sums are three weightings of a tensor's (s'D^{-1}s, s's, <s, g_prev>, x'x, n, <s, g>): by lr_ref / lr, whether
+    it moves, and that times its L2 decay. s'y = <s, g> - <s, g_prev> + decay s's, as the gradient is the loss's alone.
+    """
+    rows = [[0.0] * 6 for _ in range(18)]
+    rows[0][0] = 1.0
+    rows[6 + 5][1], rows[6 + 2][1], rows[12 + 1][1] = 1.0, -1.0, 1.0
+    rows[6 + 5][2] = 1.0
+    rows[6 + 1][3] = 1.0
+    rows[6 + 3][4] = REACH**2
+    rows[6 + 4][5] = REACH**2 * SMALLEST_WEIGHT**2
+    return rows
 
 
 def opening_gamma(weights: Tensor, count: int, step: Tensor) -> Tensor:
@@ -72,26 +97,6 @@ def opening_rate(momentum: float, nesterov: bool, fisher: bool) -> float:
     """Length of the first direction D d: per element in the Fisher metric (where g / sqrt(g^2) is 1), else per |g|."""
     rate = 1.0 + momentum if nesterov else 1.0
     return rate * (1.0 - momentum) if fisher else rate
-
-
-def damped_gamma(gamma: Tensor, r: Tensor, cap: float, growth: float, accepted: Tensor, free: Tensor) -> Tensor:
-    """gamma = min(r <= cap ? 1 : cap / r, f gamma), eq. (14); f is ``growth``, or FADE where the step is not ``free``.
-
-    Without new evidence (s = 0) f is 1. Negative curvature gives r <= 0 and therefore never more than 1.
-    """
-    target = torch.where(r > cap, cap / r, 1.0)
-    free, accepted = free.to(gamma.dtype), accepted.to(gamma.dtype)
-    factor = 1.0 + accepted * (FADE - 1.0 + (growth - FADE) * free)
-    return torch.minimum(target, factor * gamma)
-
-
-def is_free(esg: Tensor, moved: Tensor, weights: Tensor, count: Tensor) -> Tensor:
-    """Whether gamma may grow, eq. (21): the averaged path still descends, or the step is within REACH of the weights.
-
-    ``esg``: average of <s, g> with g at the end of s. ``moved``, ``weights``: s's and x'x of the last step over
-    ``count`` elements.
-    """
-    return (esg <= 0) | (moved <= REACH**2 * torch.maximum(weights, SMALLEST_WEIGHT**2 * count))
 
 
 def newest_weight(step: int | Tensor) -> float | Tensor:

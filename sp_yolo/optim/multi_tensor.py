@@ -32,7 +32,9 @@ class MultiTensor:
             state["displacement"] = part
         # On the device once: a step must not send numbers there and wait.
         options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
-        self.scales, self.counts = torch.tensor(batch.scales, **options), torch.tensor(batch.sizes, **options)
+        self.scales = torch.tensor(batch.scales, **options)[:, None]
+        self.counts = torch.tensor(batch.sizes, **options)[:, None]
+        self.one = torch.ones((), dtype=self.dtype, device=self.device)
         self.segments = torch.tensor(batch.lengths, device=self.device)
         self.grads: list[Tensor] = []
 
@@ -42,10 +44,11 @@ class MultiTensor:
         self.grads = [like_parameter(g, p) for g, p in zip(batch.grads, batch.params, strict=True)]
         if self.grads[0].dtype != self.dtype:
             self.grads = [g.to(self.dtype) for g in self.grads]
-        products = self._sums(self.s, self._runs(self.grads, batch.starts(-1)))
+        products = self._sums(self.s[:, None], self._runs(self.grads, batch.starts(-1))[:, None])[:, 0]
         finite = None
         if check:
-            finite = torch.isfinite(torch.stack(torch._foreach_norm(self.grads, torch.inf))).all()
+            filled = [g for g in self.grads if g.numel()]
+            finite = (torch.stack(torch._foreach_norm(filled, torch.inf)) < torch.inf).all()  # False for NaN
         return (products.neg_() if batch.maximize else products), finite
 
     def update(self, gamma: Tensor, finite: Tensor | None) -> None:
@@ -58,33 +61,38 @@ class MultiTensor:
         if finite is not None:
             finite = finite.to(self.device)
             grads = _zero_unless(finite, grads)
-            keep, newest = finite.to(self.dtype), newest * finite.to(self.dtype)
-            gamma = gamma * finite
+            keep = finite.to(self.dtype)
+            gamma = gamma * keep
         if batch.maximize:
             grads = list(torch._foreach_neg(grads))
         before = self._runs([p.detach() for p in batch.params], starts).to(self.dtype)
         signed = self._runs(grads, starts)
-        self._average(grads, newest)
+        self._average(grads, newest, keep)
         self._move(grads, gamma.to(self.dtype), keep)
         after = self._runs([p.detach() for p in batch.params], starts).to(self.dtype)
         # The rounded parameters, not the computed ones, define s.
         torch.sub(after, before, out=self.s)
         weighted = self.s * self._metric_runs(starts) if batch.fisher else self.s
-        sums = [self._sums(a, b) for a, b in ((self.s, weighted), (self.s, self.s), (self.s, signed))]
-        torch.stack([*sums, self._sums(before, before), self.counts], 1, out=batch.secants)
+        left = torch.stack((weighted, self.s, signed, before), 1)
+        right = torch.stack((self.s, self.s, self.s, before), 1)
+        torch.cat((self._sums(left, right), self.counts), 1, out=batch.secants)
         self.grads = []
 
-    def _average(self, grads: list[Tensor], newest: Any) -> None:
-        """E[g^2]; ``newest``: the weight of this step's."""
+    def _average(self, grads: list[Tensor], newest: Any, keep: Any) -> None:
+        """E[g^2]; ``newest``: the weight of this step's. Where ``keep`` is 0 so are the gradients."""
         if not self.hs:
             return
-        squares = [grads[i] for i in self.with_square] if len(self.hs) < len(grads) else grads
+        own = [grads[i] for i in self.with_square] if len(self.hs) < len(grads) else grads
         if isinstance(newest, Tensor):
-            newest = newest.to(self.dtype)
-        squares = list(torch._foreach_mul(squares, squares))
-        torch._foreach_mul_(squares, newest)
-        torch._foreach_mul_(self.hs, 1.0 - newest)
-        torch._foreach_add_(self.hs, squares)
+            squares = torch._foreach_mul(own, own)
+            newest = (newest * keep).to(self.dtype)
+            torch._foreach_mul_(squares, newest)
+            torch._foreach_mul_(self.hs, 1.0 - newest)
+            torch._foreach_add_(self.hs, squares)
+            return
+        factor = torch.add(self.one, keep, alpha=-newest) if isinstance(keep, Tensor) else 1.0 - newest
+        torch._foreach_mul_(self.hs, factor)
+        torch._foreach_addcmul_(self.hs, own, own, newest)
 
     def _move(self, grads: list[Tensor], gamma: Tensor, keep: Any) -> None:
         """Eq. (16): v, and x by lr gamma (D d + decay x)."""
@@ -99,7 +107,7 @@ class MultiTensor:
                 torch._foreach_mul_(grads, keep)
         if isinstance(keep, Tensor):
             # v must stay where the gradient was not finite: momentum 1 there, and a gradient of 0.
-            factors = [m * keep + (1.0 - keep) for m in dict.fromkeys(momenta)]
+            factors = [torch.add(self.one, keep, alpha=m - 1.0) for m in dict.fromkeys(momenta)]
             if len(factors) == 1:
                 torch._foreach_mul_(self.vs, factors[0])
             else:
@@ -153,7 +161,7 @@ class MultiTensor:
         return torch.cat([flat(t)[start : start + length] for t, length, start in rows])
 
     def _sums(self, a: Tensor, b: Tensor) -> Tensor:
-        """<a, b> of each tensor, from its run, in float64."""
+        """[T, k] sums of the products a b [M, k] over the run of each tensor, in float64, scaled up to the tensor."""
         return torch.segment_reduce(a.double() * b, "sum", lengths=self.segments, unsafe=True) * self.scales
 
 

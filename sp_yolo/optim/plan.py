@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sp_yolo.optim import native
 from sp_yolo.optim.batch import Batch, like_parameter, run_length
+from sp_yolo.optim.damping import gamma_levels
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.settings import keeps_squares, prunable_flags
 from sp_yolo.optim.update import SingleTensor
@@ -24,11 +25,12 @@ Path = SingleTensor | MultiTensor | native.Native
 class Plan:
     """How one step goes: which tensors together, on which path. Kept until a step differs from the last."""
 
-    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path]) -> None:
+    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path], levels: Tensor) -> None:
         self.signature, self.batches, self.paths = signature, batches, paths
         self.name = ", ".join(dict.fromkeys(path.name for path in paths))
         self.params = [p for batch in batches for p in batch.params]
         self.states = [state for batch in batches for state in batch.states]
+        self.levels = levels
 
     def is_of(self, params: list[Tensor], state: Any) -> bool:
         """Whether the tensors are these, with the state that the plan was made of."""
@@ -43,10 +45,15 @@ def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mappin
     """
     present = [p for group in groups for p in group["params"] if p.grad is not None and p.requires_grad]
     kinds = [
-        (*(group[name] for name in KIND), group["held"], bool(group["sigma"]), isinstance(group["lr"], Tensor))
+        (*(group[name] for name in (*KIND, "held", "saliency")), bool(group["sigma"]), isinstance(group["lr"], Tensor))
         for group in groups
     ]
-    signature = (on_device, kinds, [p.data_ptr() for p in present], groups[0]["native"], groups[0]["capturable"])
+    signature = (
+        on_device,
+        kinds,
+        [p.data_ptr() for p in present],
+        *(groups[0][n] for n in ("native", "capturable", "rho", "growth")),
+    )
     if plan is None or plan.signature != signature or not plan.is_of(present, states):
         plan = _make_plan(signature, groups, states, on_device)
     for batch in plan.batches:
@@ -67,13 +74,14 @@ def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any
             if param.grad is None or not param.requires_grad:
                 continue
             state = _param_state(states[param], param, group, keeps_squares(group, prunable), capturable)
-            step = "captured" if capturable else state["step"]
-            rows.setdefault((param.device, param.dtype, step, *kind), []).append((param, group, state))
+            rows.setdefault((param.device, param.dtype, int(state["step"]), *kind), []).append((param, group, state))
     batches = []
     for row in rows.values():
         params, owners, own = (list(column) for column in zip(*row, strict=True))
         batches.append(Batch(params, owners, own, fixed_run=capturable))
-    return Plan(signature, batches, [_path_of(batch, groups[0]["native"], on_device) for batch in batches])
+    paths = [_path_of(batch, groups[0]["native"], on_device) for batch in batches]
+    device = batches[0].params[0].device if on_device and batches else torch.device("cpu")
+    return Plan(signature, batches, paths, gamma_levels(groups[0]["rho"], groups[0]["growth"], device))
 
 
 def _path_of(batch: Batch, wish: bool | None, on_device: bool) -> Path:
@@ -99,14 +107,20 @@ def _param_state(
     if capturable != isinstance(state["step"], Tensor):
         step = state["step"]
         state["step"] = torch.full((), step, dtype=torch.float64, device=param.device) if capturable else int(step)
-    if momentum.stride() != param.stride() or momentum.device != param.device:
+        _void(state)  # the run of a captured step lies elsewhere
+    if momentum.stride() != torch.empty_like(param).stride() or momentum.device != param.device:
         # The model was moved or its memory format changed since the last step. The run is another one then.
         for name in ("momentum_buffer", "mask", "square_avg"):
             if name in state:
                 state[name] = like_parameter(state[name].to(param.device), param)
-        for name in ("displacement", "secant"):
-            state[name] = torch.zeros_like(state[name], device=param.device)
+        _void(state, param.device)
     if not group["held"] and "mask" in state:
         # What gathered behind the mask must not move the weights that are now set free.
         state["momentum_buffer"].mul_(state.pop("mask"))
     return state
+
+
+def _void(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """No pair: the displacement counts as none until the tensor steps again."""
+    for name in ("displacement", "secant"):
+        state[name] = torch.zeros_like(state[name], device=device)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 RHO, GROWTH, FADE, REACH = 0.9, 1.1, 0.95, 0.01  # averaging of pairs; factors of gamma; free step relative to x
-MARGIN, DECAY, EPS, SMALLEST = 2.0, 0.95, 1e-8, 1e-3  # cap over noise; of E[g^2]; of its root; of rms(x)
+MARGIN, SHARE_OF_LIMIT = 3.0, 0.8  # the cap, over noise and of the stability limit
+DECAY, EPS, SMALLEST = 0.95, 1e-8, 1e-3  # of E[g^2]; added to its root; least rms(x)
 SHARE, LEAST = 16, 1024  # the displacement is kept for one run of n / SHARE elements, LEAST at least
 
 
@@ -71,7 +72,7 @@ class ReferenceSP(Optimizer):
                 keep * old + (1 - keep) * new for old, new in ((self.ess, ss), (self.esy, sy), (self.esg, sg))
             )
         r = lr_ref * self.esy / self.ess if self.ess > 0 else 0.0  # (10): curvature along the path, times lr
-        cap = MARGIN * min(_noise(group["momentum"]) for group, _, _ in rows)  # (13)
+        cap = min(_cap(group["momentum"]) for group, _, _ in rows)  # (13)
         free = self.esg <= 0 or moved <= REACH**2 * max(weights, SMALLEST**2 * count)  # (21)
         factor = (GROWTH if free else FADE) if accepted else 1.0
         self.gamma = min(1.0 if r <= cap else cap / r, factor * self.gamma)  # (14)
@@ -94,6 +95,7 @@ class ReferenceSP(Optimizer):
         state.update(sg=float(s.double() @ g.flatten()[run].double()), xx=float(before.double().square().sum()))
 
 
-def _noise(beta: float) -> float:
-    """(11): lr times the curvature that independent gradients seem to have."""
-    return (1 + beta) / ((1 + beta) ** 2 + beta**4 / (1 - beta**2))
+def _cap(beta: float) -> float:
+    """(13): above lr times the curvature that noise alone seems to have (11), below the stability limit (12)."""
+    noise = (1 + beta) / ((1 + beta) ** 2 + beta**4 / (1 - beta**2))
+    return min(MARGIN * noise, SHARE_OF_LIMIT * 2 * (1 + beta) / (1 + 2 * beta))

@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sp_yolo.optim.batch import Batch
-from sp_yolo.optim.damping import (
-    average_pair,
-    damped_gamma,
-    derived_cap,
-    is_free,
-    opening_gamma,
-    opening_rate,
-    rayleigh_quotient,
-)
+from sp_yolo.optim.damping import damped_state, derived_cap, opening_gamma, opening_rate
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.plan import SPARSE, Plan, current_plan
@@ -186,16 +178,16 @@ class SP(Optimizer):
         if not on_device and not all(finite for _, finite in asked):
             return
         finite = _all_of([each for _, each in asked if isinstance(each, Tensor)]) if on_device else None
-        self._damp(plan.batches, [products for products, _ in asked], finite)
+        self._damp(plan, [products for products, _ in asked], finite)
         for path in reversed(plan.paths):
             path.update(model["gamma"], finite) if isinstance(path, MultiTensor) else path.update(model["gamma"])
             path.batch.advance()
         self._prune(model["k"])
         model["k"] += 1
 
-    def _damp(self, batches: list[Batch], products: list[Tensor], finite: Tensor | None) -> None:
+    def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:
         """Update the whole model's averages and gamma, eqs. (9)-(14), (20), (21)."""
-        model = self.param_groups[0]
+        model, batches = self.param_groups[0], plan.batches
         groups = [group for batch in batches for group, _, _ in batch.spans()]
         moving = [group for group in groups if isinstance(group["lr"], Tensor) or group["lr"] > 0]
         if not moving:
@@ -205,15 +197,11 @@ class SP(Optimizer):
             model["open"] = True
             return
         lr_ref = reference_lr([group["lr"] for group in groups])
-        pair = torch.stack(
-            [batch.pair(own, lr_ref).to(model["gamma"].device) for batch, own in zip(batches, products, strict=True)]
-        ).sum(0)
-        averages, accepted = average_pair(model["averages"], pair[:3], model["rho"])
-        r = rayleigh_quotient(averages[0], averages[1], lr_ref)
+        pairs = [batch.pair(own, lr_ref) for batch, own in zip(batches, products, strict=True)]
+        pair = pairs[0] if len(pairs) == 1 else torch.stack([p.to(model["gamma"].device) for p in pairs]).sum(0)
         cap = min(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]) for group in moving)
-        free = is_free(averages[2], pair[3], pair[4], pair[5])
-        gamma = damped_gamma(model["gamma"], r, cap, model["growth"], accepted, free)
-        for name, value in (("averages", averages), ("gamma", gamma)):
+        after = damped_state(model["averages"], model["gamma"], pair, plan.levels, cap / lr_ref)
+        for name, value in zip(("averages", "gamma"), after, strict=True):
             # In place: a captured CUDA graph replays on the same memory.
             model[name].copy_(value if finite is None else torch.where(finite, value, model[name]))
 
@@ -330,7 +318,9 @@ def refuse_former(settings: dict[str, Any]) -> None:
 
 def _all_of(flags: list[Tensor]) -> Tensor | None:
     """0-dim bool on the device of the first flag; None without flags."""
-    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else None
+    if len(flags) < 2:
+        return flags[0] if flags else None
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

@@ -1,16 +1,17 @@
-"""A small network, its training, and the paths of SP, for the tests beside."""
+"""Networks, their training, and the paths of SP, for the tests beside."""
 
 import pytest
 import torch
 from torch import nn
 
 PATHS = {
-    "single": {"foreach": False},
+    "single": {"foreach": False, "native": False},
     "foreach": {"foreach": True},
     "capturable": {"capturable": True},
-    "native": {"compile": True},
+    "native": {"native": True},
 }
 on_every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+in_both_metrics = pytest.mark.parametrize("metric", ["fisher", "none"])
 PRUNED = {"sigma": 0.6, "every": 3, "total_steps": 40}
 
 
@@ -19,6 +20,14 @@ def network(dtype=torch.float32):
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5)).to(
         dtype
     )
+
+
+def wide_network(dtype=torch.float32):
+    """Weights whose displacement is kept for one run of 16, of 3 and of 1."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 128), nn.ReLU(), nn.Linear(128, 20), nn.ReLU(), nn.Linear(20, 5)
+    ).to(dtype)
 
 
 def batch(k):
@@ -37,3 +46,10 @@ def train(model, optimizer, steps, first=0):
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def model_state(optimizer):
+    """The scalars of the whole model, as numbers."""
+    group = optimizer.param_groups[0]
+    ess, esy, esg = group["averages"].tolist()
+    return {"k": group["k"], "gamma": float(group["gamma"]), "ess": ess, "esy": esy, "esg": esg}

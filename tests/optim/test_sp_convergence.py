@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sp_training import model_state
 
 from sp_yolo.optim import SP
 
@@ -23,13 +24,13 @@ def quadratic(optimizer_class, steps=2000, **settings):
 @pytest.mark.parametrize("lr", [0.01, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}])
 def test_quadratic_at_any_learning_rate(lr, path):
-    assert quadratic(SP, lr=lr, **path) < 1e-6
+    assert quadratic(SP, lr=lr, metric="none", **path) < 1e-6
 
 
 def test_quadratic_in_the_fisher_metric():
     """Steps of about lr towards the end, so as near as lr allows, but never away."""
     for lr in (0.001, 0.01, 0.1):
-        assert quadratic(SP, lr=lr, steps=4000, damping="fisher") < 2 * lr
+        assert quadratic(SP, lr=lr, steps=4000) < 2 * lr
 
 
 def test_sgd_diverges_where_sp_converges():
@@ -61,7 +62,7 @@ def test_logistic_regression():
         gradient = torch.func.grad(loss)(optimum)
         optimum = optimum - torch.linalg.solve(torch.func.hessian(loss)(optimum), gradient)
     w = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
-    optimizer = SP([w], lr=1.0, weight_decay=0.0)
+    optimizer = SP([w], lr=1.0, metric="none", weight_decay=0.0)
     for _ in range(800):
         optimizer.zero_grad()
         loss(w).backward()
@@ -69,7 +70,7 @@ def test_logistic_regression():
     assert float((w.detach() - optimum).norm()) < 1e-8
     # With L2 decay inside the optimizer the optimum is that of the decayed loss.
     v = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
-    optimizer = SP([v], lr=1.0, weight_decay=0.01)
+    optimizer = SP([v], lr=1.0, metric="none", weight_decay=0.01, decoupled=False)
     for _ in range(800):
         optimizer.zero_grad()
         (loss(v) - 0.005 * v @ v).backward()
@@ -77,13 +78,15 @@ def test_logistic_regression():
     assert float((v.detach() - optimum).norm()) < 1e-8
 
 
-def test_noise_alone_opens_gamma():
-    """The cap stands above the noise quotient, so with flat curvature gamma opens to 1: slowly (a few percent per step,
-    whatever ``growth``), because the quotient of noise is r0 / gamma while gamma is small."""
+def test_noise_alone_keeps_gamma_open():
+    """The cap stands above the noise quotient: with flat curvature gamma is 1, although no step descends. The steps are
+    small beside the weights: beyond a hundredth of them, they would have to."""
     torch.manual_seed(0)
-    x = torch.nn.Parameter(torch.zeros(5_000))
-    optimizer = SP([x], weight_decay=0.0)
+    x = torch.nn.Parameter(torch.ones(5_000))
+    optimizer = SP([x], lr=1e-3, weight_decay=0.0)
+    opened = 0
     for _ in range(200):
         x.grad = torch.randn_like(x)
         optimizer.step()
-    assert float(optimizer.state_dict()["state"]["model"]["gamma"]) == 1.0
+        opened += model_state(optimizer)["gamma"] == 1.0
+    assert opened >= 195

@@ -5,16 +5,9 @@ import math
 
 import pytest
 import torch
+from sp_training import in_both_metrics, model_state, on_every_path
 
-from sp_yolo.optim import SP, damping
-
-PATHS = {
-    "single": {"foreach": False},
-    "foreach": {"foreach": True},
-    "capturable": {"capturable": True},
-    "native": {"compile": True},
-}
-on_every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+from sp_yolo.optim import SP
 
 
 def make(path, *starts, dtype=torch.float32, **settings):
@@ -26,10 +19,6 @@ def feed(optimizer, params, *grads):
     for p, g in zip(params, grads, strict=True):
         p.grad = None if g is None else torch.as_tensor(g, dtype=p.dtype).expand_as(p).clone()
     optimizer.step()
-
-
-def model_state(optimizer):
-    return {k: float(v) for k, v in optimizer.state_dict()["state"]["model"].items()}
 
 
 def snapshot(optimizer):
@@ -46,23 +35,72 @@ def same(a, b):
     return a == b
 
 
+def norm(*tensors):
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+
+
 @on_every_path
-def test_first_step_is_nesterov_times_gamma(path):
-    (x,), optimizer = make(path, [1.0, -2.0], lr=0.1)
+@in_both_metrics
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("lr", [1.0, 100.0])
+def test_first_step_moves_the_weights_by_a_hundredth(path, metric, nesterov, lr):
+    """Of the norm of all that move, whatever lr, gradient and network; the direction is that of g or its signs."""
+    starts, grads = [torch.tensor([1.0, -2.0, 5.0]), torch.full((2, 2), 3.0)], [[3.0, 4.0, 1e3], [[1.0, -1.0]] * 2]
+    params, optimizer = make(path, *starts, lr=lr, metric=metric, nesterov=nesterov)
+    feed(optimizer, params, *grads)
+    moved = [p.detach() - s for p, s in zip(params, starts, strict=True)]
+    assert norm(*moved) == pytest.approx(0.01 * norm(*starts), rel=1e-4)
+    for m, g in zip(moved, grads, strict=True):
+        g = torch.tensor(g)
+        expected = -g if metric == "none" else -g.sign()
+        assert torch.allclose(m / m.norm(), expected / expected.norm(), rtol=1e-2, atol=1e-3)
+
+
+@on_every_path
+@in_both_metrics
+def test_a_small_lr_is_taken_as_it_is(path, metric):
+    """Plain Nesterov momentum, or AdamW's length of step, where gamma is 1 from the start."""
+    (x,), optimizer = make(path, [10.0, -20.0], lr=1e-4, metric=metric)
     feed(optimizer, [x], [3.0, 4.0])
-    assert torch.allclose(x.detach(), torch.tensor([1.0, -2.0]) - 0.1 * 0.01 * 1.9 * torch.tensor([3.0, 4.0]))
+    step = [3.0 * 1.9, 4.0 * 1.9] if metric == "none" else [0.19, 0.19]
+    assert torch.allclose(x.detach() - torch.tensor([10.0, -20.0]), -1e-4 * torch.tensor(step), rtol=2e-2)
+    assert model_state(optimizer)["gamma"] == 1.0
+
+
+@on_every_path
+@in_both_metrics
+def test_weights_of_zero_move_too(path, metric):
+    """By a hundredth of what a network's smallest weights are: 1e-3 each."""
+    (x,), optimizer = make(path, torch.zeros(4, 4), lr=0.1, metric=metric)
+    feed(optimizer, [x], torch.full((4, 4), 7.0))
+    assert norm(x) == pytest.approx(0.01 * 4 * 1e-3, rel=1e-3)
 
 
 @on_every_path
 def test_gamma_falls_at_once_and_rises_by_growth(path):
     """On x'x * c / 2 the quotient is lr * c exactly, from the first pair on."""
-    (x,), optimizer = make(path, [1.0, 1.0], lr=0.1, momentum=0.0, growth=1.5, rho=0.5)
+    (x,), optimizer = make(path, [1.0, 1.0], lr=0.1, momentum=0.0, growth=1.5, rho=0.5, metric="none")
     for _ in range(3):
         feed(optimizer, [x], 2.0 * x.detach())
-    assert model_state(optimizer)["gamma"] == pytest.approx(0.01 * 1.5**2)
+    # The first step is a hundredth of x: 0.1 * gamma * 2 = 0.01.
+    assert model_state(optimizer)["gamma"] == pytest.approx(0.05 * 1.5**2, rel=1e-5)
     for _ in range(60):
         feed(optimizer, [x], 500.0 * x.detach())
-    assert model_state(optimizer)["gamma"] == pytest.approx(1.3 / (0.1 * 500.0), rel=1e-3)
+    assert model_state(optimizer)["gamma"] == pytest.approx(2.0 / (0.1 * 500.0), rel=1e-3)
+
+
+@on_every_path
+@pytest.mark.parametrize(("size", "factor"), [(0.05, 0.95), (0.005, 1.0)])
+def test_gamma_fades_where_long_steps_do_not_descend(path, size, factor):
+    """Gradients to and fro: each step ends uphill. Steps below a hundredth of the weights may do so."""
+    (x,), optimizer = make(path, [1.0, 1.0], lr=1.0, momentum=0.0, metric="none", rho=0.0, growth=1.0, rcap=1e9)
+    feed(optimizer, [x], [1e-3, 1e-3])
+    gammas = []
+    for k in range(10):
+        feed(optimizer, [x], [size * (-1) ** k] * 2)
+        gammas.append(model_state(optimizer)["gamma"])
+    # The first pair is that of the small step, whose end the second gradient says to be downhill.
+    assert gammas == pytest.approx([factor**k for k in range(10)], rel=1e-6)
 
 
 @on_every_path
@@ -81,8 +119,8 @@ def test_zero_displacement_keeps_gamma(path):
 
 @on_every_path
 def test_negative_curvature_never_enlarges_the_step(path):
-    (x,), optimizer = make(path, [1.0, 1.0], gamma_start=1.0)
-    for _ in range(20):
+    (x,), optimizer = make(path, [1.0, 1.0], metric="none")
+    for _ in range(60):
         feed(optimizer, [x], -x.detach())
     state = model_state(optimizer)
     assert state["esy"] < 0 and state["gamma"] == 1.0
@@ -91,7 +129,7 @@ def test_negative_curvature_never_enlarges_the_step(path):
 @on_every_path
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_gradient_touches_nothing(path, bad):
-    params, optimizer = make(path, torch.randn(4, 4), torch.randn(3), sigma=0.5, every=1, damping="diagonal")
+    params, optimizer = make(path, torch.randn(4, 4), torch.randn(3), sigma=0.5, every=1)
     for _ in range(3):
         feed(optimizer, params, torch.randn(4, 4), torch.randn(3))
     before = snapshot(optimizer)
@@ -102,14 +140,53 @@ def test_non_finite_gradient_touches_nothing(path, bad):
         p.grad = g
     optimizer.step()
     after = snapshot(optimizer)
-    if path.get("foreach") is False:
+    if optimizer.path != "multi-tensor":
         assert same(before, after)
-    else:  # the host cannot know: its counter of the schedule goes on, a proximal step may rank anew
-        for state in (before, after):
-            state[0]["state"]["model"].pop("step")
-        assert torch.equal(before[1][1], after[1][1]) and bool(torch.isfinite(after[1][0]).all())
-        assert same(before[0]["state"]["model"], after[0]["state"]["model"])
-        assert all(same(before[0]["state"][1][name], after[0]["state"][1][name]) for name in before[0]["state"][1])
+        return
+    # The host cannot know: its counters go on, a proximal step may rank anew, and s is 0.
+    for state in (before, after):
+        assert state[0]["param_groups"][0].pop("k") and state[0]["param_groups"][0].pop("threshold") is not None
+        for own in state[0]["state"].values():
+            own.pop("step")
+    assert torch.equal(before[1][1], after[1][1]) and bool(torch.isfinite(after[1][0]).all())
+    assert same(before[0]["param_groups"], after[0]["param_groups"])
+    one, two = before[0]["state"][1], after[0]["state"][1]
+    assert all(same(one[name], two[name]) for name in ("momentum_buffer", "square_avg"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("path", [{"foreach": True}, {"capturable": True}], ids=str)
+@in_both_metrics
+def test_on_the_device_weights_momentum_and_gamma_survive_a_bad_step(path, bad, metric):
+    """As if the step had not been, but for its count: the next pair is void, the run goes on."""
+    torch.manual_seed(0)
+    grads = [torch.randn(4, 4) for _ in range(8)]
+    weight_decay = {"weight_decay": 0.1, "decoupled": False}
+    (x,), optimizer = make(path, torch.ones(4, 4), metric=metric, **weight_decay)
+    for g in grads[:4]:
+        feed(optimizer, [x], g)
+    before = x.detach().clone(), model_state(optimizer), copy.deepcopy(dict(optimizer.state[x]))
+    feed(optimizer, [x], torch.full((4, 4), bad))
+    after = model_state(optimizer)
+    assert torch.equal(x, before[0]) and {**after, "k": 0} == {**before[1], "k": 0}
+    assert torch.equal(optimizer.state[x]["momentum_buffer"], before[2]["momentum_buffer"])
+    assert "square_avg" not in before[2] or torch.equal(optimizer.state[x]["square_avg"], before[2]["square_avg"])
+    for g in grads[4:]:
+        feed(optimizer, [x], g)
+    assert bool(torch.isfinite(x).all()) and not torch.equal(x, before[0])
+
+
+@on_every_path
+def test_gradients_that_the_caller_has_looked_at(path):
+    """check_finite=False takes the same step."""
+    results = []
+    for check in (True, False):
+        torch.manual_seed(0)
+        params, optimizer = make(path, torch.randn(30, 40), torch.randn(7), check_finite=check)
+        for _ in range(5):
+            feed(optimizer, params, torch.randn(30, 40), torch.randn(7))
+        results.append(params)
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(*results, strict=True))
 
 
 @on_every_path
@@ -124,7 +201,7 @@ def test_first_gradient_may_be_non_finite(path):
 @on_every_path
 def test_frozen_and_absent_gradients(path):
     """A tensor without gradient keeps its last displacement, so its next pair spans the time it stood still."""
-    params, optimizer = make(path, [1.0, 2.0], [3.0], [4.0])
+    params, optimizer = make(path, [1.0, 2.0], [3.0], [4.0], metric="none")
     params[2].requires_grad_(False)
     params[2].grad = torch.ones(1)
     params[0].grad, params[1].grad = torch.ones(2), torch.ones(1)
@@ -153,7 +230,7 @@ def test_nothing_has_a_gradient(path):
 
 @on_every_path
 @pytest.mark.parametrize("start", [torch.zeros(3, 3), torch.ones(1, 1), torch.zeros(1), torch.tensor(2.0)])
-@pytest.mark.parametrize("settings", [{"damping": "diagonal"}, {"damping": "fisher"}, {"mode": "paper", "sigma": 0.9}])
+@pytest.mark.parametrize("settings", [{"metric": "none"}, {}, {"mode": "paper", "sigma": 0.9}], ids=str)
 def test_zero_and_one_element_tensors(path, start, settings):
     (x,), optimizer = make(path, start, **{"sigma": 0.9, "every": 1, "lr": 0.01, **settings})
     for k in range(6):
@@ -164,106 +241,12 @@ def test_zero_and_one_element_tensors(path, start, settings):
 
 
 @on_every_path
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_paper_mode_where_s4_underflows(path, dtype):
-    """s = 1e-12: s^4 is 0 in float32. In float64, where it is not, the same D comes out."""
-    s = torch.tensor([1e-12, -2e-12, 3e-12, 0.5e-12])
-    sy = torch.dot(s.double(), 0.25 * s.double())
-    d, r = damping.newton_damping(s, sy)
-    ss = (s.double() ** 2).sum()
-    w = (ss - sy) / (s.double() ** 4).sum()
-    assert torch.allclose(d.double(), 1 + w * s.double() ** 2, rtol=1e-5)
-    assert float(r) == pytest.approx(0.25, rel=1e-5) and float((s**4).sum()) == 0.0
-    (x,), optimizer = make(path, torch.randn(5, 5) * 1e-3, dtype=dtype, mode="paper", lr=1e-4)
-    for _ in range(10):
-        feed(optimizer, [x], 1e-3 * x.detach())
-    assert bool(torch.isfinite(x).all())
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e12])
-def test_diagonal_is_scale_free(scale):
-    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    expected = damping.parameter_damping(x.double(), torch.tensor(0.2).double(), (0.1, 10.0))
-    found = damping.parameter_damping(x * scale, torch.tensor(0.2), (0.1, 10.0))
-    assert torch.allclose(found.double(), expected, rtol=1e-4)
-
-
-def test_paper_mode_branches():
-    s = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    newton, r = damping.newton_damping(s, torch.tensor(-5.0, dtype=torch.float64))  # s'y <= 0
-    assert float(r) == -1.0
-    assert torch.allclose(newton, 1 + (5 + 5) / 17 * s**2)
-    scalar, r = damping.newton_damping(s, torch.tensor(10.0, dtype=torch.float64))
-    assert float(r) == 2.0 and torch.allclose(scalar, torch.full_like(s, 0.5))
-    still, r = damping.newton_damping(torch.zeros(3), torch.tensor(0.0, dtype=torch.float64))
-    assert float(r) == 0.0 and torch.equal(still, torch.ones(3))
-
-
-def test_caps_by_hand():
-    assert damping.noise_quotient(0.9) == pytest.approx(0.269, abs=5e-4)
-    assert damping.noise_quotient(0.937) == pytest.approx(0.192, abs=5e-4)
-    assert damping.derived_cap(0.9) == pytest.approx(1.3 * damping.noise_quotient(0.9))
-    assert damping.stability_limit(0.0) == damping.stability_limit(0.0, nesterov=False) == 2.0
-    for beta in (0.0, 0.5, 0.9, 0.937, 0.99):
-        for nesterov in (False, True):
-            assert damping.derived_cap(beta, nesterov) < damping.stability_limit(beta, nesterov)
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_noise_quotient_is_what_noise_gives(momentum, nesterov):
-    """lr * E[s'y] / E[s's] of SP's own steps under independent gradients."""
-    torch.manual_seed(0)
-    (x,), optimizer = make({}, torch.zeros(200_000), dtype=torch.float64, momentum=momentum, nesterov=nesterov,
-                           gamma_start=1.0, rcap=100.0, rho=0.0)  # fmt: skip
-    for _ in range(60):
-        x.grad = torch.randn_like(x)
-        optimizer.step()
-    state = model_state(optimizer)
-    assert 0.1 * state["esy"] / state["ess"] == pytest.approx(damping.noise_quotient(momentum, nesterov), rel=0.02)
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.937])
-def test_noise_quotient_holds_in_the_fisher_metric(momentum):
-    """lr * E[s'y] / E[s'D^{-1}s]: the same cap serves, whatever the scale of the gradients. (D contains the newest
-    gradient: hence the tolerance.)"""
-    torch.manual_seed(0)
-    scale = torch.logspace(-3, 3, 200_000, dtype=torch.float64)
-    (x,), optimizer = make({}, torch.zeros(200_000), dtype=torch.float64, momentum=momentum, damping="fisher",
-                           gamma_start=1.0, rcap=100.0, rho=0.0)  # fmt: skip
-    for _ in range(150):
-        x.grad = torch.randn_like(x) * scale
-        optimizer.step()
-    state = model_state(optimizer)
-    quotient = float(0.1 * state["esy"] / state["ess"])
-    assert quotient == pytest.approx(damping.noise_quotient(momentum), rel=0.1)
-    assert quotient < damping.derived_cap(momentum)
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.937])
-def test_steps_in_the_fisher_metric_are_about_lr(momentum):
-    """A lasting gradient of any size moves its weight by lr in the end, by less at the start, and never by more."""
-    start = torch.zeros(3, 2)
-    (x,), optimizer = make({}, start, dtype=torch.float64, momentum=momentum, damping="fisher", lr=0.01,
-                           gamma_start=1.0, rcap=100.0, weight_decay=0.0)  # fmt: skip
-    lengths = []
-    for _ in range(200):
-        before = x.detach().clone()
-        x.grad = torch.tensor([[1e-5, 1.0], [-1e3, -1e-2], [10.0, 1e6]], dtype=torch.float64)
-        optimizer.step()
-        lengths.append((x.detach() - before).abs())
-    assert lengths[-1].sub(0.01).abs().max() < 2e-5
-    assert torch.allclose(lengths[0], torch.full((3, 2), 0.01 * (1 - momentum**2), dtype=torch.float64), rtol=2e-3)
-    assert torch.stack(lengths).max() < 0.01 + 1e-9
-
-
-def test_carried_products_keep_small_changes():
-    """|y| << |g|: the gradient changes by 1e-5 of itself; the quotient is still right to a percent."""
-    torch.manual_seed(0)
-    base = torch.randn(100_000, dtype=torch.float64)
-    (x,), optimizer = make({}, torch.zeros(100_000), momentum=0.0, lr=1e-3, gamma_start=1.0, rho=0.0)
-    for _ in range(4):
-        x.grad = (base + 0.05 * x.detach().double()).float()
-        optimizer.step()
-    state = model_state(optimizer)
-    assert state["esy"] / state["ess"] == pytest.approx(0.05, rel=0.02)
+@in_both_metrics
+def test_a_tensor_without_elements_disturbs_nothing(path, metric):
+    results = []
+    for shapes in (([2.0, 3.0], torch.zeros(0, 4)), ([2.0, 3.0],)):
+        params, optimizer = make(path, *shapes, metric=metric)
+        for k in range(4):
+            feed(optimizer, params, [1.0 + k, -1.0], *[torch.zeros(0, 4)][: len(params) - 1])
+        results.append(params[0])
+    assert torch.allclose(*results, rtol=1e-6)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sp_training import model_state
 
 from sp_yolo.optim import SP, prune
 from sp_yolo.optim import saliency as sal
@@ -29,7 +30,7 @@ def test_prox_minimises_the_penalised_distance(seed):
         assert keep.int().tolist() == list(best)
 
 
-PATHS = [{"foreach": False}, {"foreach": True}, {"compile": True}]
+PATHS = [{"foreach": False, "native": False}, {"foreach": True}, {"native": True}]
 
 
 def by_argsort(arrays, count):
@@ -95,7 +96,7 @@ def test_bracket_holds_the_quantile_and_little_else(share):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("held", [0.0, 0.4, 0.9])
-@pytest.mark.parametrize("saliency", ["fisher", "damping"])
+@pytest.mark.parametrize("saliency", ["fisher", "magnitude", "metric"])
 @pytest.mark.parametrize("kind", ["continuous", "rounded", "dead"])
 @pytest.mark.parametrize("sample", [256, 1 << 16])
 def test_ranking_of_a_group_is_exact(monkeypatch, compiled, held, saliency, kind, sample):
@@ -113,18 +114,26 @@ def test_ranking_of_a_group_is_exact(monkeypatch, compiled, held, saliency, kind
         if held:
             state["mask"] = torch.rand(p.shape, generator=generator) > held
             p.mul_(state["mask"])
-    scores = [
-        0.5 * (p * p * s["square_avg"] if saliency == "fisher" else p * p) for p, s in zip(params, states, strict=True)
-    ]
+    # In the order of the multiplications that the ranking has, to the last bit: ties are ties.
+    scales = {
+        "fisher": lambda s: s["square_avg"],
+        "magnitude": lambda s: torch.ones(()),
+        "metric": lambda s: 1.0 / ((1.0 - 0.9) / (s["square_avg"].sqrt() + 1e-8)),
+    }
+    scores = [0.5 * (p * p * scales[saliency](s)) for p, s in zip(params, states, strict=True)]
     scores = [
         torch.where(s["mask"], c, -1.0).numpy() if held else c.numpy() for c, s in zip(scores, states, strict=True)
     ]
     zeros, n = sum(int((c < 0).sum()) for c in scores), sum(p.numel() for p in params)
-    group = {"saliency": saliency, "damping": "none"}
+    group = {
+        "saliency": "fisher" if saliency == "fisher" else "metric",
+        "metric": "fisher" if saliency == "metric" else "none",
+        "momentum": 0.9,
+    }
     for count in (zeros - 5, zeros + 1, zeros + 40, n // 2, int(0.95 * n), n - 1, n):
         if count <= 0:
             continue
-        rows, threshold = prune._rank(group, params, states, count, zeros, torch.tensor(0.0), compiled)
+        rows, threshold = prune._rank(group, params, states, count, zeros, compiled)
         assert np.array_equal(torch.cat([r.flatten() for r in rows]).numpy(), by_argsort(scores, count))
         assert float(threshold) == np.sort(np.concatenate([c.ravel() for c in scores]))[count - 1]
 
@@ -179,7 +188,7 @@ def run(params, optimizer, steps, scale=1.0):
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_group_is_ranked_as_one(path):
     """One threshold per group: a tensor of small weights loses more than its share, the total is exact."""
-    params, optimizer = one_group(sigma=0.5, total_steps=100, saliency="damping", **path, lr=1e-3)
+    params, optimizer = one_group(sigma=0.5, total_steps=100, saliency="metric", metric="none", **path, lr=1e-3)
     with torch.no_grad():
         params[0].mul_(0.01)
     run(params, optimizer, 70)
@@ -231,7 +240,7 @@ def test_what_gathered_behind_a_mask_moves_nothing(path, how):
 
 
 def test_all_equal_tensor_is_not_wiped():
-    params, optimizer = one_group(count=1, sigma=0.25, every=1, saliency="damping")
+    params, optimizer = one_group(count=1, sigma=0.25, every=1, saliency="metric", metric="none")
     with torch.no_grad():
         params[0].fill_(1.0)
     params[0].grad = torch.zeros_like(params[0])
@@ -251,12 +260,22 @@ def test_dead_weights_do_not_free_held_ones():
     assert torch.equal(params[0] == 0, held)
 
 
-def test_pair_after_the_jump_is_skipped():
-    params, optimizer = one_group(sigma=0.9, every=5, lr=0.05)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_pair_after_the_jump_is_skipped(path):
+    params, optimizer = one_group(sigma=0.9, every=5, lr=0.05, shape=(40, 50), **path)
     run(params, optimizer, 6)  # the proximal step was at 5
-    model = optimizer.state_dict()["state"]["model"]
-    before = float(model["ess"]), float(model["gamma"])
+    before = model_state(optimizer)
     run(params, optimizer, 1)
-    assert (float(model["ess"]), float(model["gamma"])) == before
+    assert {**model_state(optimizer), "k": 6} == before
     run(params, optimizer, 1)
-    assert float(model["ess"]) != before[0]
+    assert model_state(optimizer)["ess"] != before["ess"]
+
+
+def test_metric_saliency_ranks_by_the_root_of_the_squares():
+    """Weights of one size: those of the smallest gradients go."""
+    params, optimizer = one_group(count=1, sigma=0.25, every=1, saliency="metric", lr=1e-6)
+    with torch.no_grad():
+        params[0].fill_(1.0)
+    params[0].grad = torch.arange(1.0, 65.0).flip(0).view(8, 8)
+    optimizer.step()
+    assert params[0].flatten().nonzero().flatten().tolist() == list(range(48))

@@ -33,23 +33,28 @@ def test_from_the_optimizer():
 
 
 def test_checkpoint_file_says_the_same(tmp_path):
-    model, optimizer = trained(damping="diagonal")
+    model, optimizer = trained()
     path = tmp_path / "last.pt"
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
     assert saliency_report(path) == saliency_report(optimizer)
-    low, high = next(t.damping for t in saliency_report(path).tensors if t.name == "2.weight")
-    assert 0.1 <= low < 1 < high <= 10
+    assert any(t.metric[0] < t.metric[1] for t in saliency_report(path).tensors)
 
 
-def test_the_fisher_metric_is_reported():
-    model, optimizer = trained(damping="fisher", lr=1e-3, saliency="damping")
+def test_the_metric_is_reported():
+    model, optimizer = trained(lr=1e-3, saliency="metric")
     tensor = next(t for t in saliency_report(optimizer).tensors if t.name == "2.weight")
     x, h = model[2].weight.detach(), optimizer.state[model[2].weight]["square_avg"]
-    weight = float(optimizer.state[model[2].weight]["square_weight"])
-    metric = ((h / weight).sqrt() + 1e-8) / 0.1
-    assert tensor.damping == pytest.approx((float((1 / metric).min()), float((1 / metric).max())))
+    metric = (h.sqrt() + 1e-8) / 0.1
+    assert tensor.metric == pytest.approx((float((1 / metric).min()), float((1 / metric).max())))
     kept = (0.5 * metric * x**2)[x != 0]
     assert tensor.quantiles == pytest.approx(torch.quantile(kept, torch.tensor([0, 0.25, 0.5, 0.75, 1.0])).tolist())
+
+
+def test_without_a_metric_the_saliency_is_the_magnitude():
+    model, optimizer = trained(metric="none", saliency="metric")
+    tensor = next(t for t in saliency_report(optimizer).tensors if t.name == "2.weight")
+    assert tensor.metric == (1.0, 1.0)
+    assert tensor.quantiles[4] == pytest.approx(0.5 * model[2].weight.abs().max().item() ** 2)
 
 
 def test_bare_weights_by_magnitude():
