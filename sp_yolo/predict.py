@@ -174,8 +174,15 @@ class _Output:
         path = self.folder.path / name
         if path.suffix.lower() in UNWRITABLE:
             path = path.with_suffix(".jpg")
-        if not self.arguments.nosave and not cv2.imwrite(str(path), drawing):
+        if self.arguments.nosave:
+            return
+        try:
+            written, content = cv2.imencode(path.suffix, drawing)
+        except cv2.error:
+            written = False
+        if not written:
             raise StorageError(f"{path}: picture cannot be written")
+        self.folder.write(path.name, content.tobytes())  # cv2.imwrite takes no path with odd letters on Windows
 
     def frame(self, name: str, drawing: np.ndarray, rate: float) -> None:
         if self.arguments.nosave:

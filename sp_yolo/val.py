@@ -149,4 +149,4 @@ class _TextFiles:
         _, detections = to_original(batch, found)
         for meta, rows in zip(batch.metas, detections, strict=True):
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
-            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines)
+            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines, encoding="utf-8")
