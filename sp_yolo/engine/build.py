@@ -17,7 +17,7 @@ from sp_yolo.data.images import read_image
 from sp_yolo.engine.distributed import World
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
-from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, follow_names, load_weights, model_from_weights
 from sp_yolo.models.heads import IDetect
 
 DEFAULT_CFG = "yolov7-tiny"
@@ -87,20 +87,37 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
     hyp_path, hyp = choose_hyp(config, model)
     if hyp["anchors"]:
         model = build_model(model.yaml, anchors=hyp["anchors"])
+    given = None
     if config.weights:
         keep_anchors = bool(config.cfg or hyp["anchors"])
-        say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
+        report = load_weights(model, config.weights, keep_anchors=keep_anchors)
+        given = report.names
+        say(str(report))
         if not config.cfg and not isinstance(model.head, IDetect):
             say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form")
-    model.names = list(dataset.class_names(config.single_cls))
+    say(follow_names(model, given, dataset.class_names(config.single_cls)))
+    check_channels(model, cfg)
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp
 
 
+def check_channels(model: DetectionModel, where: Any) -> None:
+    """Raises UserError where ``model`` does not take the three channels that every image is read with."""
+    if model.yaml["ch"] != 3:
+        name = where if isinstance(where, str) else "the model"
+        raise UserError(f"{name}: ch: {model.yaml['ch']}: images are read with 3 channels, set ch: 3 or leave it out")
+
+
 def rebuild_detector(config: Config, dataset: DatasetConfig, content: Any, say: Any) -> DetectionModel:
-    """The model of a checkpoint that a run goes on from, its weights still to be loaded."""
+    """The model of a checkpoint that a run goes on from, its weights still to be loaded.
+
+    Raises:
+        UserError: the data's classes are in another order than when the run was started.
+    """
     model = build_model(content["yaml"], num_classes=content["nc"])
-    model.names = list(dataset.class_names(config.single_cls))
+    model.names, before = list(dataset.class_names(config.single_cls)), content.get("names", [])
+    if model.names != before and sorted(model.names) == sorted(before):
+        raise UserError(f"{dataset.path}: names stand in another order than in the run to resume: {', '.join(before)}")
     freeze(model, config.freeze, say)
     return model
 

@@ -1,6 +1,6 @@
 """`ANOTHER_MACHINE=win32 python another_machine.py FLAGS...`: train_sp.py as if on Windows, or on macOS ("darwin").
 
-What Python and the kernel have on Linux only is hidden from it, and processes are spawned. Other packages are left alone.
+What Python and the kernel have on Linux only is hidden from it; processes are spawned; other packages are left alone.
 """
 
 import ctypes
