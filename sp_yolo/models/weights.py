@@ -242,6 +242,8 @@ def follow_names(model: DetectionModel, given: Sequence[str] | None, names: Sequ
     """
     count = model.num_classes
     model.names = list(names)
+    if given == [str(number) for number in range(count)]:  # nobody named them
+        return ""
     if given is None or count == 1 or list(given) == model.names or not len(given) == len(names) == count:
         return ""
     if len(set(given)) < count or set(given) != set(names):
