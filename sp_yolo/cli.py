@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sp_yolo.errors import SPYoloError
+from sp_yolo.relatives import RELATIVES
 
 # command -> (module with add_arguments and run, one line of help)
 COMMANDS = {
@@ -26,6 +28,21 @@ COMMANDS = {
 }
 
 
+class _Version(argparse.Action):
+    """--version: what a report of a fault has to name. torch is imported only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import torch
+
+        from sp_yolo import __version__
+        from sp_yolo.engine.device import select_compute
+
+        words = select_compute("", "auto").words
+        python = sys.version.split()[0]
+        print(f"sp-yolo {__version__}, torch {torch.__version__}, Python {python}, device {words}")
+        parser.exit(0)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one line per mistake and without abbreviations: they break as soon as a longer flag shares them."""
 
@@ -33,16 +50,35 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.split() if message.startswith("unrecognized arguments") else []
-        for word in unknown:
-            near = difflib.get_close_matches(word, self._option_string_actions, 1) if word.startswith("--") else []
-            if near:
-                message += f"; did you mean {near[0]}?"
+        if message.startswith("unrecognized arguments"):
+            flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+            hints = [hint for hint in (self._counterpart(flag) for flag in flags) if hint]
+            message = "; ".join([message, *hints])
         self.exit(2, f"error: {message} (all flags: {self.prog} --help)\n")
+
+    def _counterpart(self, flag: str) -> str:
+        """What to give instead of the unknown ``flag``; '' where nothing is near."""
+        known = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+        for spelling in (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1)):
+            if spelling in known:
+                return f"did you mean {spelling}?"
+        if words := RELATIVES.get(flag.replace("_", "-")):
+            # A counterpart of another command is none.
+            return next((words for given, words in words if given in known or not given), "")
+        near = difflib.get_close_matches(flag, known, 1)
+        return f"did you mean {near[0]}?" if near else ""
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    words = "versions and device, for reports of faults"
+    parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS, help=words)
 
 
 def guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """``run(arguments)`` with every expected error turned into one line on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows console or LANG=C cannot show every letter
+            stream.reconfigure(errors="replace")
     try:
         return run(arguments)
     except SPYoloError as error:
@@ -62,22 +98,31 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     from sp_yolo import train
 
     parser = _Parser(prog="train_sp.py", description="Train a YOLOv7 detector with the Spectral Proximal optimizer.")
+    _add_version(parser)
     train.add_arguments(parser)
     return guarded(train.run, parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program sp-yolo."""
-    parser = _Parser(prog="sp-yolo", description="YOLOv7 detectors with the Spectral Proximal optimizer.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     given = list(sys.argv[1:] if argv is None else argv)
-    wanted = given[0] if given else ""
-    for name, (module, words) in COMMANDS.items():
-        command = commands.add_parser(name, help=words, description=words)
-        if name == wanted:  # only the chosen command's module is imported
-            importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_args(given)
-    return guarded(importlib.import_module(COMMANDS[arguments.command][0]).run, arguments)
+    if given and given[0] in COMMANDS:
+        name, (module, words) = given[0], COMMANDS[given[0]]
+        command = importlib.import_module(module)  # only the chosen one
+        parser = _Parser(prog=f"sp-yolo {name}", description=words)
+        command.add_arguments(parser)
+        return guarded(command.run, parser.parse_args(given[1:]))
+    parser = _Parser(prog="sp-yolo", description="YOLOv7 detectors with the Spectral Proximal optimizer.")
+    _add_version(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (_, words) in COMMANDS.items():
+        commands.add_parser(name, help=words)
+    if given and not given[0].startswith("-"):
+        near = difflib.get_close_matches(given[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"{given[0]} is no command: {', '.join(COMMANDS)}{hint}")
+    parser.parse_args(given[:1])  # --help, --version, or a flag where the command has to stand
+    return 2
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ from sp_yolo.errors import UserError
 
 
 def add_inference_arguments(
-    parser: argparse.ArgumentParser, *, image_size: int | None, conf_thres: float, iou_thres: float, project: str
+    parser: argparse.ArgumentParser, *, image_size: int | None, conf_thres: float, iou_thres: float | None, project: str
 ) -> None:
-    """Add the flags of a command that runs weights; ``image_size`` None: the one of the training."""
+    """Add the flags of a command that runs weights; ``image_size``, ``iou_thres`` None: as the training."""
     size_words = "px" if image_size else "px (default: the training's test size, or 640)"
-    parser.add_argument("--weights", required=True, help="checkpoint: ours, the original's .pt, safetensors")
+    words = "checkpoint: ours, the original's .pt, safetensors"
+    parser.add_argument("--weights", required=True, nargs="+", help=words)  # the original takes several
+    parser.add_argument("--no-trace", action="store_true", help="accepted; nothing is traced here")
     parser.add_argument("--img-size", "--img", "--imgsz", type=int, default=image_size, help=size_words)
     parser.add_argument("--conf-thres", "--conf", type=float, default=conf_thres)
-    parser.add_argument("--iou-thres", "--iou", type=float, default=iou_thres, help="of NMS")
+    nms_words = "of NMS" if iou_thres else "of NMS (default: as the training)"
+    parser.add_argument("--iou-thres", "--iou", type=float, default=iou_thres, help=nms_words)
     parser.add_argument("--device", default="", help="cpu, 0, 1, ... ('' = first GPU, else CPU)")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: three scales, one mirrored")
     parser.add_argument("--save-txt", action="store_true", help="labels/*.txt: class cx cy w h, normalised")
@@ -29,7 +32,15 @@ def add_inference_arguments(
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a number out of its bounds, of the flags above and of `val`'s own."""
+    """Make ``weights`` the one file given.
+
+    Raises:
+        UserError: several of them, or a number out of its bounds, of the flags above and of `val`'s own.
+    """
+    if len(arguments.weights) > 1:
+        given = " ".join(arguments.weights)
+        raise UserError(f"--weights {given}: ensembles of several models are not supported here, give one file")
+    arguments.weights = arguments.weights[0]
     rules = {"conf_thres": (0, 1), "iou_thres": (0, 1), "batch_size": (1, 65536), "img_size": (1, 8192)}
     for key, (low, high) in {**rules, "workers": (0, 1024)}.items():
         value = getattr(arguments, key, None)

@@ -6,7 +6,7 @@ import argparse
 import glob
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inference_arguments(parser, image_size=640, conf_thres=0.25, iou_thres=0.45, project="runs/detect")
-    parser.add_argument("--source", required=True, help="image, folder, glob, video, stream URL or webcam number")
+    words = "images, folders, globs, videos, stream URLs, webcam numbers, or a .txt that lists such"
+    parser.add_argument("--source", required=True, nargs="+", help=words)
     parser.add_argument("--view-img", action="store_true", help="show each image in a window (needs a desktop OpenCV)")
     parser.add_argument("--save-json", action="store_true", help="detections.json: boxes in original pixels")
     parser.add_argument("--nosave", action="store_true", help="write no pictures")
@@ -93,23 +94,49 @@ class Detector:
         return ", ".join(f"{count} {self.names[label]}" for label, count in enumerate(counts) if count) or "nothing"
 
 
-def find_sources(source: str) -> tuple[list[Path], list[str]]:
-    """(image files, video files and streams) of ``--source``.
+def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(image files, video files and streams) of ``--source``; a text file lists further ones, a line each.
 
     Raises:
-        UserError: there is nothing to detect on.
+        UserError: there is nothing to detect on below one of them.
     """
-    if source.isdecimal() or "://" in source:
-        return [], [source]
-    path = Path(source)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    if not files:
-        files = sorted(Path(match) for match in glob.glob(source, recursive=True))
-    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
-    videos = [str(file) for file in files if file.suffix.lower() in VIDEOS]
-    if not images and not videos:
-        raise UserError(f"--source {source}: no image or video there")
+    images: list[Path] = []
+    videos: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if source.isdecimal() or "://" in source:
+            videos.append(source)
+        elif path.is_file() and path.suffix.lower() == ".txt":
+            more_images, more_videos = find_sources(_listed(path))
+            images += more_images
+            videos += more_videos
+        else:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+            files = files or sorted(Path(match) for match in glob.glob(source, recursive=True))
+            moving = [str(file) for file in files if file.suffix.lower() in VIDEOS]
+            still = [file for file in files if file.suffix.lower() in EXTENSIONS - VIDEOS]
+            if not still and not moving:
+                known = f"{path.suffix or 'a file without extension'} is no format that is read here"
+                raise UserError(f"--source {source}: {known if path.is_file() else 'no image or video there'}")
+            images += still
+            videos += moving
     return images, videos
+
+
+def _listed(path: Path) -> list[str]:
+    """The sources that a text file lists; relative paths count from the working directory, or from the file's folder.
+
+    Raises:
+        UserError: it lists none, or another list.
+    """
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    entries = [line.strip().strip("\"'") for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not entries:
+        raise UserError(f"--source {path}: lists nothing to detect on")
+    if nested := next((entry for entry in entries if entry.lower().endswith(".txt")), ""):
+        raise UserError(f"--source {path}: lists {nested}, another list")
+    beside = [entry for entry in entries if not Path(entry).exists() and (path.parent / entry).exists()]
+    return [str(path.parent / entry) if entry in beside else entry for entry in entries]
 
 
 def frames(source: str) -> Iterator[tuple[np.ndarray, float]]:
@@ -174,8 +201,15 @@ class _Output:
         path = self.folder.path / name
         if path.suffix.lower() in UNWRITABLE:
             path = path.with_suffix(".jpg")
-        if not self.arguments.nosave and not cv2.imwrite(str(path), drawing):
+        if self.arguments.nosave:
+            return
+        try:
+            written, content = cv2.imencode(path.suffix, drawing)
+        except cv2.error:
+            written = False
+        if not written:
             raise StorageError(f"{path}: picture cannot be written")
+        self.folder.write(path.name, content.tobytes())  # cv2.imwrite takes no path with odd letters on Windows
 
     def frame(self, name: str, drawing: np.ndarray, rate: float) -> None:
         if self.arguments.nosave:

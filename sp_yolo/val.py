@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.pictures import RunPictures
 from sp_yolo.engine.rundir import RunDir
-from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
+from sp_yolo.engine.validate import COMPAT_IOU_THRES, CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
 from sp_yolo.eval import OriginalResult, per_class_table, write_report, yolov7_evaluate
 from sp_yolo.inference import add_inference_arguments, check_flags, yolo_lines
-from sp_yolo.models import model_from_weights, read_checkpoint
+from sp_yolo.models import follow_names, model_from_weights, read_checkpoint
 
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of detection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_inference_arguments(parser, image_size=None, conf_thres=CONF_THRES, iou_thres=IOU_THRES, project="runs/test")
+    add_inference_arguments(parser, image_size=None, conf_thres=CONF_THRES, iou_thres=None, project="runs/test")
     parser.add_argument("--data", default="", help="dataset YAML (default: the one the weights were trained on)")
-    parser.add_argument("--batch-size", "--batch", type=int, default=32)
+    parser.add_argument(
+        "--batch-size", "--batch", type=int, help="default: the training's, or 32; no figure depends on it"
+    )
     parser.add_argument("--task", choices=("train", "val", "test", "speed"), default="val")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), help="default: as the training, or auto")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--single-cls", action="store_true", help="treat all classes as one, the model's too")
     parser.add_argument("--verbose", action="store_true", help="per-class rows are always printed; accepted")
@@ -46,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: weights and data do not fit together, or a flag is out of its bounds.
     """
     check_flags(arguments)
-    compute = select_compute(arguments.device, arguments.amp)
     model = model_from_weights(arguments.weights)
     trained = _training_options(arguments.weights)
+    group = _as_trained(arguments, trained)
+    compute = select_compute(arguments.device, arguments.amp)
     data = arguments.data or trained.get("data")
     if not data:
         raise UserError("--data: give the dataset YAML (these weights do not name one)")
@@ -57,9 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     classes = len(dataset.class_names(single))
     if model.num_classes != classes and not single:
         raise UserError(f"{arguments.weights}: {model.num_classes} classes, but {dataset.path} has {classes}")
+    if not single and (words := follow_names(model, model.names, dataset.names)):
+        print(words)
     stride = size_grid(model)
-    asked = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
-    size = round_up(asked, stride)
+    size = round_up(arguments.img_size, stride)
     split = "val" if arguments.task == "speed" else arguments.task
     data_set, loader, evaluator = build.build_val_data(
         dataset,
@@ -70,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         single_class=single,
         workers=arguments.workers,
         device=compute.device,
+        padding_group=group,
     )
     if data_set.warnings:
         print(build.warnings_of(data_set))
@@ -107,6 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     result = evaluator.compute()
     truth, found = data_set.ground_truth(), evaluator.detections()
     print(f"{per_class_table(result)}\n\n{result.summary_text}")
+    if arguments.save_hybrid:
+        print("\n--save-hybrid: the labels are among the detections, so these figures are no measurement of the model")
     print(_original_words(yolov7_evaluate(truth, found, v5_metric=arguments.v5_metric)))
     if arguments.save_json:
         folder.write(f"{Path(arguments.weights).stem}_predictions.json", json.dumps(found))
@@ -131,6 +139,20 @@ def _original_words(result: OriginalResult) -> str:
     )
 
 
+def _as_trained(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> int:
+    """Fill in what was not given so that the figures are the training's; images that are padded to one shape."""
+    group = 2 * trained["batch_size"] if isinstance(trained.get("batch_size"), int) else 32  # as the trainer does
+    if arguments.batch_size is not None and arguments.batch_size > group:
+        print(f"--batch-size {arguments.batch_size} lowered to {group}: images are padded in groups as in the training")
+    arguments.batch_size = min(arguments.batch_size or group, group)
+    arguments.img_size = arguments.img_size or (trained.get("img_size") or [0, 640])[1]
+    if arguments.iou_thres is None:
+        arguments.iou_thres = COMPAT_IOU_THRES if trained.get("compat") else IOU_THRES
+    if arguments.amp is None:
+        arguments.amp = {"off": "off", "bf16": "bf16"}.get(trained.get("amp", ""), "auto")
+    return group
+
+
 def _training_options(weights: str) -> dict[str, Any]:
     """What the weights' run was told, where the file says so."""
     content = read_checkpoint(weights)
@@ -149,4 +171,4 @@ class _TextFiles:
         _, detections = to_original(batch, found)
         for meta, rows in zip(batch.metas, detections, strict=True):
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
-            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines)
+            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines, encoding="utf-8")

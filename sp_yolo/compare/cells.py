@@ -22,6 +22,7 @@ from sp_yolo.compare.study import Cell
 from sp_yolo.compare.subset import subset_yaml
 from sp_yolo.config import Config, DatasetConfig, load_config
 from sp_yolo.engine import Trainer, build
+from sp_yolo.engine.checkpoint import load_checkpoint
 from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.rundir import RunDir
@@ -171,7 +172,7 @@ def _detection_result(cell: Cell, config: Config, summary: Result, run: Path) ->
         splits = [split for split in ("train", "test") if getattr(dataset, split)]
         scores |= {split: measure_map(model, dataset, split, config) for split in splits}
     score = scores.get(cell.measure, scores["val"])
-    optimizer = torch.load(run / "weights" / "last.pt", weights_only=True)["optimizer"]
+    optimizer = load_checkpoint(run / "weights" / "last.pt")["optimizer"]
     return {
         "score": score,
         "val_score": scores["val"],

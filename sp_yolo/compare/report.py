@@ -101,6 +101,8 @@ def provenance() -> str:
     """Commit, versions, machine, date."""
     git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+changes"]
     try:
+        if not (CHECKOUT / "setup.cfg").is_file():
+            raise FileNotFoundError  # an installed copy: a repository around it is somebody else's
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"

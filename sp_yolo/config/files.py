@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import yaml
 from sp_yolo.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-INSTALLED = Path(sys.prefix) / "share" / "sp-yolo"  # where setup.cfg puts the recipes of an installed package
+# Where hyp/, data/ and studies/ are: an installed copy has them inside the package (setup.cfg, package_dir).
+SHIPPED = CHECKOUT if (CHECKOUT / "setup.cfg").is_file() else CHECKOUT / "sp_yolo" / "shipped"
 
 
 class YamlDict(dict[Any, Any]):
@@ -127,15 +127,15 @@ def read_yaml(path: str | os.PathLike[str]) -> YamlDict:
 
 
 def find_file(name: str | os.PathLike[str], folder: str) -> Path:
-    """The file ``name`` as given, or with that name below ``folder`` ("hyp", "data") of the working directory, the
-    checkout or the installed package.
+    """The file ``name`` as given, or with that name below ``folder`` ("hyp", "data") of the working directory or among
+    those that come with the program.
 
     Raises:
         UserError: nowhere; names near misses.
     """
     given = Path(name)
-    shelves = [Path.cwd() / folder, CHECKOUT / folder, INSTALLED / folder]
-    candidates = [given, CHECKOUT / given, *(shelf / given.name for shelf in shelves)]
+    shelves = [Path.cwd() / folder, SHIPPED / folder]
+    candidates = [given, SHIPPED / given, *(shelf / given.name for shelf in shelves)]
     for candidate in candidates:
         with contextlib.suppress(OSError):  # such as a name too long for the file system
             if candidate.is_file():

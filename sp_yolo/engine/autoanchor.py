@@ -126,7 +126,7 @@ def check_anchors(
     wh, zoom = wh[usable], zoom[usable]
     if not len(wh):
         return "autoanchor: no boxes, anchors kept"
-    anchors = cast(Tensor, head.anchor_grid).detach().double().cpu().numpy().reshape(-1, 2)
+    anchors = cast(Tensor, head.anchor_grid).detach().cpu().double().numpy().reshape(-1, 2)
     before = anchor_fit(wh * zoom, anchors, threshold)
     found = f"autoanchor: best possible recall {before.bpr:.4f}, {before.above:.2f} anchors above threshold per box"
     if before.bpr >= GOOD_RECALL:

@@ -15,9 +15,10 @@ from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config
 from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
 from sp_yolo.data.images import read_image
 from sp_yolo.engine.distributed import World
+from sp_yolo.engine.inputs import size_grid
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
-from sp_yolo.models import DetectionModel, build_model, load_weights, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, follow_names, load_weights, model_from_weights
 from sp_yolo.models.heads import IDetect
 
 DEFAULT_CFG = "yolov7-tiny"
@@ -87,20 +88,37 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
     hyp_path, hyp = choose_hyp(config, model)
     if hyp["anchors"]:
         model = build_model(model.yaml, anchors=hyp["anchors"])
+    given = None
     if config.weights:
         keep_anchors = bool(config.cfg or hyp["anchors"])
-        say(str(load_weights(model, config.weights, keep_anchors=keep_anchors)))
+        report = load_weights(model, config.weights, keep_anchors=keep_anchors)
+        given = report.names
+        say(str(report))
         if not config.cfg and not isinstance(model.head, IDetect):
             say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form")
-    model.names = list(dataset.class_names(config.single_cls))
+    say(follow_names(model, given, dataset.class_names(config.single_cls)))
+    check_channels(model, cfg)
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp
 
 
+def check_channels(model: DetectionModel, where: Any) -> None:
+    """Raises UserError where ``model`` does not take the three channels that every image is read with."""
+    if model.yaml["ch"] != 3:
+        name = where if isinstance(where, str) else "the model"
+        raise UserError(f"{name}: ch: {model.yaml['ch']}: images are read with 3 channels, set ch: 3 or leave it out")
+
+
 def rebuild_detector(config: Config, dataset: DatasetConfig, content: Any, say: Any) -> DetectionModel:
-    """The model of a checkpoint that a run goes on from, its weights still to be loaded."""
+    """The model of a checkpoint that a run goes on from, its weights still to be loaded.
+
+    Raises:
+        UserError: the data's classes are in another order than when the run was started.
+    """
     model = build_model(content["yaml"], num_classes=content["nc"])
-    model.names = list(dataset.class_names(config.single_cls))
+    model.names, before = list(dataset.class_names(config.single_cls)), content.get("names", [])
+    if model.names != before and sorted(model.names) == sorted(before):
+        raise UserError(f"{dataset.path}: names stand in another order than in the run to resume: {', '.join(before)}")
     freeze(model, config.freeze, say)
     return model
 
@@ -160,6 +178,26 @@ def total_batch(config: Config, images: int, world: World) -> int:
     return min(config.batch_size, images // world.size * world.size)
 
 
+def check_normalisable(config: Config, images: int, batch_size: int, model: DetectionModel, world: World) -> None:
+    """Batch normalisation needs two values of a channel: two images, or two cells of the coarsest map.
+
+    ``images`` per epoch, ``batch_size`` per iteration, both over all processes.
+    Raises:
+        UserError: the last batch, at the smallest size of --multi-scale, has one.
+    """
+    grid, coarsest = size_grid(model), int(model.stride.max())
+    size = max(config.img_size[0] // (2 if config.multi_scale else 1) // grid, 1) * grid
+    each = batch_size // world.size
+    if config.quad or size > coarsest or (-(-images // world.size) % each or each) > 1:
+        return
+    sizes = f" (--multi-scale goes down to {size})" if config.multi_scale else ""
+    raise UserError(
+        f"--img-size {config.img_size[0]}{sizes} and --batch-size {config.batch_size}: the last of {images} images is "
+        f"alone in its batch, with one cell on the map of stride {coarsest}, and batch normalisation needs two values: "
+        f"give --img-size {(4 if config.multi_scale else 2) * grid} or another --batch-size"
+    )
+
+
 def build_train_data(
     config: Config, dataset: DatasetConfig, hyp: Any, stride: int, device: torch.device, world: World
 ) -> Any:
@@ -206,10 +244,13 @@ def build_val_data(
     workers: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable, as World)
     world: World = World(),  # noqa: B008
+    padding_group: int = 0,
 ) -> tuple[DetectionDataset, Any, CocoEvaluator]:
     """Dataset, loader, evaluator of one split as every validation uses them: rect batches, half a stride of padding.
 
     ``batch_size``: images over all processes of ``world``; the loader gives this one's share of each batch.
+    ``padding_group``: images that are padded to one shape (0: ``batch_size``). Figures depend on the shapes: with the
+    group of the training they are the training's, whatever batches the images come in.
     ``workers``: loader processes asked for, see :func:`loader_processes`.
     """
     data = DetectionDataset(
@@ -217,13 +258,15 @@ def build_val_data(
         split,
         image_size,
         rect=True,
-        batch_size=batch_size,
+        batch_size=padding_group or batch_size,
         stride=stride,
         pad=0.5,
         single_class=single_class,
         cache_images="auto",
         processes=world.local_size,
     )
+    groups = data.batch_indices or []
+    data.batch_indices = [part for group in groups for part in np.array_split(group, -(-len(group) // batch_size))]
     per_process = max(batch_size // world.size, 1)
     loader = build_loader(
         data,

@@ -6,12 +6,12 @@ import contextlib
 import os
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from sp_yolo.errors import StorageError, UserError
+from sp_yolo.models import read_checkpoint
 
 FORMAT = "sp-yolo"
 LAST, PREVIOUS = "last.pt", "last.prev.pt"
@@ -80,6 +80,8 @@ def _keep(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders; NTFS keeps a journal of its own
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,10 +100,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         _verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
+        content = read_checkpoint(path)
+    except UserError:
         raise UserError(f"{path}: {_FOREIGN}") from None
-    except Exception as error:  # torch and zipfile raise almost anything on a damaged file
+    except StorageError:
+        raise
+    except Exception as error:  # zipfile raises almost anything on a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise StorageError(f"{path}: the checkpoint is damaged ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

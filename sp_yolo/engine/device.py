@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import sys
 from dataclasses import dataclass
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 from sp_yolo.errors import EnvironmentFault, UserError
 
@@ -27,9 +31,11 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.amp)
 
     def peak_memory(self) -> int:
-        """Peak bytes so far: of the GPU's allocator, or of this process on a CPU."""
+        """Peak bytes so far: of the GPU's allocator, or of this process on a CPU; 0 where the system does not tell."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        if resource is None:
+            return 0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

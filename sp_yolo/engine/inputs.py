@@ -35,7 +35,7 @@ def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iterati
     Drawn from (seed, iteration): the same for an iteration whenever it is run. Specification, training §4.7.
     """
     rng = np.random.default_rng((seed, iteration))
-    wanted = int(rng.integers(image_size // 2, image_size * 3 // 2 + grid)) // grid * grid
+    wanted = max(int(rng.integers(image_size // 2, image_size * 3 // 2 + grid)) // grid, 1) * grid
     height, width = images.shape[2:]
     factor = wanted / max(height, width)
     if factor == 1:

@@ -34,7 +34,7 @@ from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.rundir import RunDir, reopen
 from sp_yolo.engine.step import TrainStep
 from sp_yolo.engine.summary import epoch_record, run_report, run_summary
-from sp_yolo.engine.validate import IOU_THRES, validate
+from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
 from sp_yolo.errors import UserError
 from sp_yolo.eval import EvalResult, per_class_table
 from sp_yolo.models import load_weights
@@ -77,6 +77,7 @@ class Trainer:
             self.train_data, self.loader, self.batch_size = open_training_data(
                 self.config, self.dataset, self.hyp, *place
             )
+            build.check_normalisable(self.config, len(self.train_data), self.batch_size, self.model, self.world)
             self.val_data, self.val_loader, self.evaluator = open_validation_data(self.config, self.dataset, *place)
             if not resumed and not config.noautoanchor:
                 labels, shapes = self.train_data.labels, self.train_data.shapes_wh
@@ -242,7 +243,7 @@ class Trainer:
             self.evaluator,
             self.compute,
             loss=self.val_loss,
-            iou_thres=0.6 if self.config.compat else IOU_THRES,
+            iou_thres=COMPAT_IOU_THRES if self.config.compat else IOU_THRES,
             on_batch=self.pictures.val_batch if draw and self.world.main else None,
         )
         if largest(self.interrupt.signal, self.world):

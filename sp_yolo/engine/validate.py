@@ -15,6 +15,7 @@ from sp_yolo.engine.device import Compute
 from sp_yolo.engine.inputs import to_input
 
 CONF_THRES, IOU_THRES = 0.001, 0.65
+COMPAT_IOU_THRES = 0.6  # of the original's validations while it trains
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from sp_yolo.models.build import DetectionModel, build_model
 from sp_yolo.models.checkpoints import read_checkpoint
 from sp_yolo.models.deploy import deploy
-from sp_yolo.models.weights import TransferReport, description, load_weights, model_from_weights
+from sp_yolo.models.weights import TransferReport, description, follow_names, load_weights, model_from_weights
 
 __all__ = [
     "DetectionModel",
@@ -11,6 +11,7 @@ __all__ = [
     "build_model",
     "deploy",
     "description",
+    "follow_names",
     "load_weights",
     "model_from_weights",
     "read_checkpoint",

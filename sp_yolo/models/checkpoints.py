@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
+from sp_yolo.models.origins import asked_classes, describe_file, describe_program
 from sp_yolo.models.pickles import PickleRefused, StandIn, StorageType, read_pickle
 
 MAX_PICKLE_BYTES = 1 << 26  # the pickle of the largest model has 1 MB; its numbers lie outside it
@@ -35,7 +36,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         return _read_safetensors(path)
     try:
         if not zipfile.is_zipfile(path):
-            raise UserError(f"{path}: not a checkpoint (a zip file as torch.save has written since version 1.6)")
+            raise UserError(f"{path}: not a checkpoint: {describe_file(path)}")
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, path)
     except PickleRefused as error:
@@ -83,7 +84,12 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
             return torch.empty(0, dtype=kind.dtype)
         return torch.frombuffer(storages[key], dtype=kind.dtype, count=count)
 
-    return read_pickle(bytes(read(pickles[0], MAX_PICKLE_BYTES)), load_storage)
+    data = bytes(read(pickles[0], MAX_PICKLE_BYTES))
+    try:
+        return read_pickle(data, load_storage)
+    except PickleRefused as error:
+        program = describe_program(asked_classes(data))
+        raise PickleRefused(f"{program} ({error})" if program else str(error)) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -123,6 +129,17 @@ def module_state(module: StandIn) -> dict[str, Tensor]:
             raise PickleRefused(f"a part of {prefix or 'the model'} is not a module")
         pending.extend(reversed(children))
     return state
+
+
+def classes_of(module: StandIn) -> list[str]:
+    """Dotted class names of a pickled module and its parts, as far as they are modules."""
+    kinds: list[str] = []
+    pending = [module]
+    while pending and len(kinds) < MAX_MODULES:
+        current = pending.pop()
+        kinds.append(current.kind)
+        pending.extend(child for _, child in _members(current, "_modules") if isinstance(child, StandIn))
+    return kinds
 
 
 def _members(module: StandIn, group: str) -> list[tuple[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,16 @@ from torch import Tensor
 from sp_yolo.errors import UserError
 from sp_yolo.models import grammar
 from sp_yolo.models.build import DetectionModel, build_model
-from sp_yolo.models.checkpoints import module_state, read_checkpoint
+from sp_yolo.models.checkpoints import classes_of, module_state, read_checkpoint
 from sp_yolo.models.deploy import fuse, is_fused, merged_head
 from sp_yolo.models.heads import IDetect
+from sp_yolo.models.origins import describe_program
 from sp_yolo.models.pickles import PickleRefused, StandIn
+
+# Where programs keep the model in a checkpoint, the average before the weights it is of.
+_HOLDERS = ("ema", "model", "model_state_dict", "state_dict", "net")
+# What wrappers such as DistributedDataParallel, torch.compile and Lightning put before the keys.
+_WRAPPERS = re.compile(r"^(?:.*?\.)??(?=model\.\d+\.)")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class TransferReport:
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # key, shape in the file, shape in the model
     unexpected: list[str]  # in the file, not in the model
     notes: list[str]
+    names: list[str] | None = None  # of the file's classes, where it knows them
 
     def __str__(self) -> str:
         return "; ".join([f"Transferred {self.transferred}/{self.total} items from {self.path}", *self.notes])
@@ -58,17 +66,27 @@ def read_model_file(path: str | os.PathLike[str]) -> StoredModel:
     """
     content = read_checkpoint(path)
     holder: Mapping[str, Any] = {}
-    if isinstance(content, dict) and (content.get("ema") is not None or content.get("model") is not None):
-        holder, content = content, content["ema"] if content.get("ema") is not None else content["model"]
+    kept = next((key for key in _HOLDERS if isinstance(content, dict) and _may_be_model(content.get(key))), None)
+    if kept is not None:
+        holder, content = content, content[kept]
+    program = ""
     try:
         if isinstance(content, StandIn):
+            program = describe_program(classes_of(content))
             holder, content = {**holder, **content.state}, module_state(content)
     except PickleRefused as error:
-        raise UserError(f"{path}: refused, nothing in it was run: {error}") from None
+        raise UserError(f"{path}: refused, nothing in it was run: {program or error}") from None
+    if program:
+        raise UserError(f"{path}: {program}")
     plain = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     if not plain or not content:
-        raise UserError(f"{path}: no model in it: a YOLOv7 model, its state_dict or a sp-yolo checkpoint is expected")
-    state = {_plain_key(key): value.float() if value.is_floating_point() else value for key, value in content.items()}
+        held = next((key for key in content if _may_be_model(content[key])), "") if isinstance(content, dict) else ""
+        hint = f" (something like one lies below its key {held!r}: save that alone)" if held else ""
+        raise UserError(
+            f"{path}: no model in it: a YOLOv7 model, its state_dict or a sp-yolo checkpoint is expected{hint}"
+        )
+    plain_keys = ((_WRAPPERS.sub("", key), value) for key, value in content.items())
+    state = {key: value.float() if value.is_floating_point() else value for key, value in plain_keys}
     _check_head(state, str(path))
     config = holder.get("yaml") if isinstance(holder.get("yaml"), dict) else None
     return StoredModel(str(path), state, config, _class_names(holder.get("names")))
@@ -91,10 +109,9 @@ def _check_head(state: Mapping[str, Tensor], path: str) -> None:
         raise UserError(f"{path}: its detection head has no anchors or no classes")
 
 
-def _plain_key(key: str) -> str:
-    for wrapper in ("_orig_mod.", "module."):  # torch.compile and DistributedDataParallel
-        key = key.removeprefix(wrapper)
-    return key
+def _may_be_model(value: Any) -> bool:
+    tensors = isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values())
+    return tensors or isinstance(value, StandIn)
 
 
 def _class_names(names: Any) -> list[str] | None:
@@ -146,6 +163,7 @@ def transfer(model: DetectionModel, stored: StoredModel, *, keep_anchors: bool =
         mismatched,
         [key for key in state if key not in target],
         notes,
+        stored.names,
     )
 
 
@@ -215,6 +233,35 @@ def model_from_weights(path: str | os.PathLike[str]) -> DetectionModel:
     if stored.names is not None and len(stored.names) == classes:
         model.names = stored.names
     return model
+
+
+def follow_names(model: DetectionModel, given: Sequence[str] | None, names: Sequence[str]) -> str:
+    """Call the classes of ``model`` by ``names``, which are those of the data, its outputs in their order.
+
+    ``given``: the names that its weights were trained with, None where nobody knows them. Returns a line to say or "".
+    """
+    count = model.num_classes
+    model.names = list(names)
+    if given == [str(number) for number in range(count)]:  # nobody named them
+        return ""
+    if given is None or count == 1 or list(given) == model.names or not len(given) == len(names) == count:
+        return ""
+    if len(set(given)) < count or set(given) != set(names):
+        return f"the weights' classes are {_listed(given)}, the data's {_listed(names)}: taken one for one, by number"
+    head = model.head
+    order = torch.tensor([*range(5), *(5 + list(given).index(name) for name in names)])
+    rows = (torch.arange(head.na)[:, None] * head.no + order).flatten()
+    with torch.no_grad():
+        for key, tensor in head.state_dict().items():  # m.0.weight, m2.0.bias, im.0.implicit; ia is of the inputs
+            if key.startswith(("m.", "m2.")):
+                tensor.copy_(tensor[rows])
+            elif key.startswith("im."):
+                tensor.copy_(tensor[:, rows])
+    return f"the weights' classes stand in another order, {_listed(given)}: their outputs were put into the data's"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _recognised(stored: StoredModel, classes: int) -> dict[str, Any]:

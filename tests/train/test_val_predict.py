@@ -48,6 +48,48 @@ def test_val_repeats_the_figures_of_training(
     assert (run / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("flags", [[], ["--batch", "1"], ["--batch", "3"], ["--batch", "32"]], ids=" ".join)
+def test_val_gives_the_figures_of_training_in_batches_of_any_size(
+    flags: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["val", "--weights", str(trained / "weights" / "best.pt"), "--workers", "0", *flags, "--save-json"]) == 0
+    )
+    out = capsys.readouterr().out
+    summary = json.loads((trained / "summary.json").read_text())["best"]
+    measured = [float(line.rsplit("=", 1)[1]) for line in out.splitlines() if "Average" in line]
+    assert measured == [round(value, 3) for value in summary["stats"]]
+    assert ("--batch-size 32 lowered to 8" in out) == (flags == ["--batch", "32"])
+    found = json.loads((tmp_path / "runs" / "test" / "exp" / "best_predictions.json").read_text())
+    before = json.loads((trained / "detections.json").read_text())
+    assert len(found) == len(before)
+    # A batch of another size is summed in another order; another padding would move the boxes by whole pixels.
+    assert np.allclose([each["bbox"] for each in found], [each["bbox"] for each in before], atol=0.05)
+
+
+def test_val_puts_class_names_of_another_order_in_place(
+    trained: Path, toy_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(trained / "weights" / "best.pt", weights_only=True)
+    names, order = content["names"], [2, 0, 1, *range(3, len(content["names"]))]
+    content["names"] = [names[number] for number in order]
+    na = 3
+    rows = [anchor * (len(names) + 5) + at for anchor in range(na) for at in (*range(5), *(5 + n for n in order))]
+    for key, value in content["ema"].items():
+        if key.startswith("model.77.") and ".m." in key:
+            content["ema"][key] = value[rows]
+        elif key.startswith("model.77.") and ".im." in key:
+            content["ema"][key] = value[:, rows]
+    torch.save(content, tmp_path / "turned.pt")
+    assert main(["val", "--weights", "turned.pt", "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    summary = json.loads((trained / "summary.json").read_text())["best"]
+    measured = [float(line.rsplit("=", 1)[1]) for line in out.splitlines() if "Average" in line]
+    assert "another order" in out and measured == [round(value, 3) for value in summary["stats"]]
+
+
 def test_the_originals_own_metric_stands_below_ours(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +107,9 @@ def test_the_originals_own_metric_stands_below_ours(
     figures = []
     for more in ([], ["--v5-metric"]):
         assert main(["val", *flags, *more]) == 0
-        figures.append(original_figures(capsys.readouterr().out))
+        out = capsys.readouterr().out
+        assert "these figures are no measurement" in out
+        figures.append(original_figures(out))
         assert figures[-1] == rounded(measured[-1])
     assert figures[1][2] > figures[0][2]  # the curve ends at recall 1, not at the last recall + 0.01
 
@@ -102,8 +146,8 @@ def test_val_tasks_and_hybrid(
 
 
 def predict(trained: Path, source: str, *more: str) -> int:
-    flags = ["--weights", str(trained / "weights" / "best.pt"), "--source", source, "--img", "64", "--conf", "0.001"]
-    return main(["predict", *flags, "--device", "cpu", *more])
+    flags = ["--weights", str(trained / "weights" / "best.pt"), "--img", "64", "--conf", "0.001"]
+    return main(["predict", *flags, "--device", "cpu", "--source", *source.split(" "), *more])
 
 
 def test_predict_on_files(
@@ -166,8 +210,33 @@ def test_predict_mistakes(
     (tmp_path / "bad.jpg").write_text("not an image")
     assert predict(trained, "bad.jpg") == 0
     assert "bad.jpg: skipped" in capsys.readouterr().out
+    (tmp_path / "notes.md").write_text("x")
+    assert predict(trained, "notes.md") == 2
+    assert "--source notes.md: .md is no format that is read here" in capsys.readouterr().err
     for source in ("nosuch.jpg", "folder", "*.png"):
         assert predict(trained, source) == 2
         assert f"--source {source}" in capsys.readouterr().err
     assert predict(trained, "bad.jpg", "--classes", "99") == 2
     assert "--classes 99" in capsys.readouterr().err
+
+
+def test_predict_on_several_sources_and_lists(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), np.full((64, 96, 3), 90, np.uint8))
+    (tmp_path / "in" / "list.txt").write_bytes(b"\xef\xbb\xbf# two\r\na.png\r\n'in/b.png'\r\n\r\n")
+    assert predict(trained, "in/list.txt in/c.png", "--no-trace") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in out if "96x64" in line] == ["in/a.png", "in/b.png", "in/c.png"]
+    (tmp_path / "lists.txt").write_text("in/list.txt\n")
+    (tmp_path / "none.txt").write_text("# nothing\n\n")
+    for source, words in (("lists.txt", "another list"), ("none.txt", "lists nothing"), ("x.png", "no image or video")):
+        assert predict(trained, f"in/c.png {source}") == 2
+        assert f"--source {source}: " in (err := capsys.readouterr().err) and words in err
+    weights = str(trained / "weights" / "best.pt")
+    for command in (["val"], ["predict", "--source", "in/c.png"]):
+        assert main([*command, "--weights", weights, weights]) == 2
+        assert "ensembles of several models are not supported" in capsys.readouterr().err
