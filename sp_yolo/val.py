@@ -13,6 +13,7 @@ from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.pictures import RunPictures
+from sp_yolo.engine.review import describe
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
@@ -71,8 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         device=compute.device,
     )
-    if data_set.warnings:
-        print(build.warnings_of(data_set))
+    print("\n".join([*dataset.notes, *describe(split, data_set)]))
+    if not data_set.tally.boxes:
+        print(f"warning: {split}: not one label in {len(data_set)} images: the mAP says nothing")
     folder = RunDir.create(arguments.project, arguments.name, arguments.exist_ok)
     texts = (
         _TextFiles(folder.path / "labels", arguments.save_conf) if arguments.save_txt or arguments.save_hybrid else None

@@ -116,7 +116,7 @@ def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compa
             _leave_out(index, candidate, fault, reading, missing)
             continue
         labels = reading.labels(candidate, size_wh)
-        _report(index, labels.problems)
+        _report(index, labels.problems, candidate.path)
         if labels.unread or (compat and labels.problems.reasons):
             _drop_image(index, candidate, labels)
             continue
@@ -134,11 +134,11 @@ def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compa
     return index
 
 
-def _report(index: Index, problems: Problems) -> None:
+def _report(index: Index, problems: Problems, picture: str = "") -> None:
     index.tally.dropped.update(problems.reasons)
     index.tally.notes.update(problems.notes)
     for reason, words in problems.examples.items():
-        index.tally.example(reason, words)
+        index.tally.example(reason, words, picture)
     if problems.reasons:
         index.warnings.append(str(problems))
 
@@ -190,7 +190,7 @@ def _append(index: Index, candidate: Candidate, size_wh: tuple[int, int], found:
     tally = index.tally
     if isinstance(candidate.annotation, str) and not len(found.labels) and not os.path.exists(candidate.annotation):
         tally.no_label_file += 1
-        tally.example("no label file", f"{candidate.annotation} does not exist")
+        tally.example("no label file", f"{candidate.annotation} does not exist", candidate.path)
     elif len(found.labels):
         tally.labelled += 1
     else:

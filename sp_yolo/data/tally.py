@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FEW = 0.05  # of the objects or images: more of them lost is no slip of an annotator any more
+PICTURES = 4  # of a reason that are kept as examples
 # Reasons that more than one file of this package counts by.
 BEYOND_NC, DUPLICATE, NO_FILE, UNREAD_IMAGE = "class beyond nc", "duplicate", "no such file", "image unread"
 
@@ -17,7 +18,7 @@ class Tally:
     reason) add up to the images found; ``boxes``, ``ignored`` and ``dropped`` (by reason) to the objects labelled.
 
     ``orphans``: label files without an image. ``notes``: what was odd and kept. ``examples``: per reason the first
-    place in words.
+    place in words; ``pictures``: per reason the first images that it is about.
     """
 
     labelled: int = 0
@@ -30,6 +31,7 @@ class Tally:
     orphans: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def used(self) -> int:
@@ -44,8 +46,12 @@ class Tally:
         """Dropped objects that are not there a second time."""
         return self.dropped.total() - self.dropped[DUPLICATE]
 
-    def example(self, reason: str, words: str) -> None:
+    def example(self, reason: str, words: str, picture: str = "") -> None:
+        """Keep ``words`` if they are the first for ``reason``, and ``picture`` if it is among the first few."""
         self.examples.setdefault(reason, words)
+        kept = self.pictures.setdefault(reason, [])
+        if picture and len(kept) < PICTURES:
+            kept.append(picture)
 
     def line(self) -> str:
         """The split in one line; every count is there even where it is zero, so that lines can be compared."""
@@ -64,11 +70,10 @@ class Tally:
         objects = self.boxes + self.ignored + lost
         if beyond or lost > FEW * objects:
             reasons = Counter({reason: count for reason, count in self.dropped.items() if reason != DUPLICATE})
-            told.append(f"{lost} of {objects} boxes would be lost{_reasons(reasons)}, {self._first(reasons)}")
+            told.append(f"{lost} of {objects} boxes would be lost{_reasons(reasons)}{self._first(reasons)}")
         if self.unread.total() > FEW * self.found:
             told.append(
-                f"{self.unread.total()} of {self.found} images unread{_reasons(self.unread)}, "
-                f"{self._first(self.unread)}"
+                f"{self.unread.total()} of {self.found} images unread{_reasons(self.unread)}{self._first(self.unread)}"
             )
         if min(self.orphans, self.no_label_file) > FEW * self.found:
             told.append(
@@ -79,7 +84,8 @@ class Tally:
 
     def _first(self, reasons: Mapping[str, int]) -> str:
         often = sorted(reasons, key=lambda reason: -reasons[reason])
-        return "first: " + "; ".join(self.examples[reason] for reason in often[:2] if reason in self.examples)
+        told = [self.examples[reason] for reason in often if reason in self.examples and reason != UNREAD_IMAGE]
+        return f", first: {'; '.join(told[:2])}" if told else ""
 
     def counts(self) -> Counter[str]:
         """Everything in one flat counter."""

@@ -22,7 +22,6 @@ from sp_yolo.models.heads import IDetect
 
 DEFAULT_CFG = "yolov7-tiny"
 CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
-SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
 TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 18, 8, 192, "sp.toy.yaml"
 EPOCHS, BATCH, SIZE = 300, 16, 640
@@ -72,7 +71,7 @@ def chosen_recipe(config: Config) -> dict[str, Any]:
     Raises:
         UserError: data, recipe or weights are wrong.
     """
-    config = complete(config, load_dataset_config(config.data, config.overrides.get("root")))
+    config = complete(config, open_dataset(config.data, config.overrides.get("root")))
     model = build_model(config.cfg) if config.cfg else model_from_weights(config.weights)
     return choose_hyp(config, model)[1]
 
@@ -124,14 +123,6 @@ def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
         raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing is left to train")
     if frozen:
         say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
-
-
-def warnings_of(data: DetectionDataset) -> str:
-    """The first faulty files of a split, one line each, and how many more there are."""
-    more = len(data.warnings) - SHOWN_WARNINGS
-    return "\n".join(
-        [*data.warnings[:SHOWN_WARNINGS], *([f"... and {more} more files like these"] if more > 0 else [])]
-    )
 
 
 def loader_processes(asked: int, batch_size: int, device: torch.device, world: World, in_memory: bool) -> int:

@@ -77,7 +77,9 @@ class Trainer:
             self.train_data, self.loader, self.batch_size = open_training_data(
                 self.config, self.dataset, self.hyp, *place
             )
-            self.val_data, self.val_loader, self.evaluator = open_validation_data(self.config, self.dataset, *place)
+            self.val_data, self.val_loader, self.evaluator = open_validation_data(
+                self.config, self.dataset, self.train_data, *place
+            )
             if not resumed and not config.noautoanchor:
                 labels, shapes = self.train_data.labels, self.train_data.shapes_wh
                 self.say(check_anchors(labels, shapes, self.model, self.config.img_size[0], self.hyp["anchor_t"]))
