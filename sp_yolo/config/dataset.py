@@ -129,7 +129,9 @@ def _dataset_root(source: YamlDict, override: str | None) -> tuple[Path, bool]:
         root = as_path(text, where)
         if not root.is_absolute() and not root.exists():
             # The original reads paths from the working directory; a checkout elsewhere is the second guess.
-            beside = [base / text.replace("\\", "/") for base in (CHECKOUT, source.path.resolve().parent, Path.cwd())]
+            text, home = text.replace("\\", "/"), source.path.resolve().parent
+            beside = [base / text for base in (CHECKOUT, home, Path.cwd())]
+            beside += [home.parent / text] if Path(text).parts[:1] == (home.name,) else []
             root = next((candidate for candidate in beside if candidate.exists()), root)
     if not root.is_dir() and "generate" not in source:
         raise UserError(f"{where}: dataset root {str(root)!r} is no folder (set root: in the YAML or {variable})")
@@ -142,7 +144,7 @@ def _split_entries(
     value = source.get(split)
     if value is None or value == [] or value == "":
         return None
-    entries = value if isinstance(value, list) else [value]
+    entries = _as_list(value)
     where = source.where(split)
     resolved = []
     for entry in entries:
@@ -163,6 +165,17 @@ def _split_entries(
         else:
             raise UserError(f"{where}: {split}: no such file or folder: {missing_words(entry, bases)}")
     return tuple(resolved)
+
+
+def _names_own_folder(source: YamlDict) -> bool:
+    """Whether the entries begin with the name of the folder that the YAML lies in, seen from above it."""
+    entries = [entry for split in SPLITS for entry in _as_list(source.get(split)) if isinstance(entry, str)]
+    own = source.path.resolve().parent.name
+    return bool(entries) and all(entry.replace("\\", "/").split("/")[0] == own for entry in entries)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _foreign_keys(source: YamlDict) -> list[str]:
@@ -225,6 +238,7 @@ def load_dataset_config(path: str | os.PathLike[str], root: str | None = None) -
     base, given = _dataset_root(source, root)
     beside = source.path.resolve().parent
     bases = list(dict.fromkeys([base, beside, Path.cwd()] if given else [beside, base]))
+    bases += [beside.parent] if _names_own_folder(source) else []
     splits = {split: _split_entries(source, split, bases, kind == "voc", notes) for split in SPLITS}
     if not splits["train"] and not splits["val"] and not splits["test"]:
         raise UserError(f"{source.path}: none of train, val and test is given")

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sp_yolo.config import DatasetConfig
-from sp_yolo.config.text import NotText, read_text
 from sp_yolo.data.files import image_by_stem, list_images
 from sp_yolo.data.images import is_image_name
-from sp_yolo.data.labels import Problems, fault_words, shorten
+from sp_yolo.data.labels import Problems
 from sp_yolo.data.labels_coco import CocoImage, read_coco
 from sp_yolo.data.labels_voc import read_voc_list, voc_split
+from sp_yolo.data.lists import read_list
 from sp_yolo.data.pairing import LabelFinder
 from sp_yolo.errors import UserError
 
 VAL_SHARE = 10  # one image in so many is for validation where the data have no split
-_COLUMNS_BEHIND = re.compile(r"(.+?\.\w{2,5})[\"']?[\s,;]")
 COCO_NAME = "_annotations.coco.json"  # Roboflow's
 
 
@@ -117,68 +115,12 @@ def _list_yolo(config: DatasetConfig, entry: str, found: Candidates) -> None:
         if listing.hidden:
             others += f", {len(listing.hidden)} pictures in hidden or system folders"
     elif path.is_file():
-        images, others = _read_list(path, config.root, found)
+        images, others = read_list(path, config.root, found.notes)
     else:
         raise UserError(f"{config.path}: no such file or folder: {path}")
     if not images:
         raise UserError(f"{path}: no image in it ({others})")
     found.images += [Candidate(name, Path(name).stem, found.finder.find(name), path) for name in images]
-
-
-def _read_list(path: Path, root: Path, found: Candidates) -> tuple[list[str], str]:
-    """(images of a list file sorted, what else stands in it)."""
-    try:
-        lines = read_text(path).split("\n")
-    except (OSError, NotText) as error:
-        raise UserError(f"{path}: expected one image path per line: {fault_words(error)}") from None
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    paths = [_listed_path(line, f"{path}:{number}", path.parent, root) for number, line in rows]
-    images = [name for name in paths if is_image_name(name)]
-    if len(images) < len(paths) and images:
-        odd = next(line for (_, line), name in zip(rows, paths, strict=True) if not is_image_name(name))
-        found.notes.append(f"{path}: {len(paths) - len(images)} lines name no image, e.g. {shorten(odd)}")
-    if len(set(images)) < len(images):
-        found.notes.append(f"{path}: {len(images) - len(set(images))} images stand there more than once")
-    return sorted(images), "the list is empty" if not rows else f"{len(rows)} lines, e.g. {shorten(rows[0][1])}"
-
-
-def _listed_path(line: str, where: str, folder: Path, root: Path) -> str:
-    """The image that a line of a list names, as editors and tools leave it: quoted, with backslashes, with columns
-    behind it, without its extension. The first reading that exists is taken, else the line as it stands."""
-    bare = line.strip("\"'")
-    readings = [line, bare, bare.replace("\\", "/")]
-    readings += [match[1].rstrip("\"'") for reading in readings if (match := _COLUMNS_BEHIND.match(reading))]
-    paths = [_from(reading, where, folder, root) for reading in dict.fromkeys(readings) if reading]
-    for path in paths:
-        if os.path.isfile(path):
-            return path
-    for path in paths:
-        stem = image_by_stem(Path(path).parent).get(os.path.basename(path)) if not is_image_name(path) else None
-        if stem:
-            return os.path.join(os.path.dirname(path), stem)
-    return paths[0]
-
-
-def _from(line: str, where: str, folder: Path, root: Path) -> str:
-    """``./x`` is relative to the list file's folder; other relative paths start at the working directory, the root or
-    the list's folder. An absolute path is followed; a relative one with ``..`` must end below the root or the list's
-    folder.
-
-    Raises:
-        UserError: it leads out of both.
-    """
-    bases: list[str | Path] = [folder] if line.startswith("./") else ["", root, folder]
-    fallback = folder if line.startswith("./") else root
-    base = next((base for base in bases if os.path.exists(os.path.join(base, line))), fallback)
-    path = os.path.abspath(os.path.join(base, line))  # whole, so that its label is found beside ``images``
-    if ".." in Path(line).parts and not os.path.isabs(line):
-        homes = (os.path.abspath(root), os.path.abspath(folder))
-        if not any(Path(path).is_relative_to(home) for home in homes):
-            raise UserError(
-                f"{where}: {shorten(line)} leads out of the dataset root {root} and of the list's folder: "
-                "write an absolute path, or set root:"
-            )
-    return path
 
 
 def _list_voc(config: DatasetConfig, entry: str, found: Candidates) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 
 from sp_yolo.config import SPLITS, DatasetConfig
 from sp_yolo.data.candidates import Candidate, Candidates, list_candidates
+from sp_yolo.data.foreign import find_foreign
 from sp_yolo.data.images import ImageFault, read_size
 from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, read_yolo, survey_rows
 from sp_yolo.data.labels_coco import CocoImage, coco_labels
 from sp_yolo.data.labels_voc import read_voc
-from sp_yolo.data.tally import NO_FILE, UNREAD_IMAGE, Tally
+from sp_yolo.data.tally import NO_FILE, UNKNOWN_CLASS, UNREAD_IMAGE, Tally
 from sp_yolo.errors import UserError
 
 
@@ -117,7 +118,7 @@ def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compa
             continue
         labels = reading.labels(candidate, size_wh)
         _report(index, labels.problems, candidate.path)
-        if labels.unread or (compat and labels.problems.reasons):
+        if labels.unread or (compat and labels.problems.reasons) or _is_emptied(labels):
             _drop_image(index, candidate, labels)
             continue
         _append(index, candidate, size_wh, labels, single_class)
@@ -166,14 +167,20 @@ def _leave_out(index: Index, candidate: Candidate, fault: ImageFault, reading: _
 
 def _drop_image(index: Index, candidate: Candidate, labels: LabelFile) -> None:
     """An image whose labels cannot be read, or with a bad row under --compat: it would be taken for background."""
-    reason = labels.unread or "label file with a bad row (--compat)"
+    reason = labels.unread or ("no usable label" if _is_emptied(labels) else "label file with a bad row (--compat)")
     index.tally.unread[reason] += 1
     index.tally.example(reason, str(labels.problems))
     rest = len(labels.labels) + _ignored(labels)
     if rest:
         index.tally.dropped[reason] += rest
-    if labels.unread:
+    if not rest:
         index.warnings[-1] += ": image skipped"
+
+
+def _is_emptied(labels: LabelFile) -> bool:
+    """Whether every object on an image was dropped; one with objects only of classes not asked for is background."""
+    reasons = {reason for reason, count in labels.problems.reasons.items() if count}
+    return bool(reasons - {UNKNOWN_CLASS}) and not len(labels.labels) and not _ignored(labels)
 
 
 def _ignored(labels: LabelFile) -> int:
@@ -241,7 +248,8 @@ def _require_content(config: DatasetConfig, split: str, index: Index, kept: Sequ
         why = f": all {crowds} objects are crowds (iscrowd = 1)" if crowds and crowds == tally.ignored else first
         looked = next((one.annotation for one in kept if isinstance(one.annotation, str)), None)
         if tally.no_label_file == tally.used and looked:
-            why = f": no label file was found, the first looked for is {looked}"
+            foreign = find_foreign(dict.fromkeys((Path(kept[0].path).parent, config.root)))
+            why = f": no label file was found, the first looked for is {looked}{f'; {foreign}' if foreign else ''}"
         raise UserError(f"{config.path}: train: not one labelled object in {len(index.entries)} images{why}")
 
 

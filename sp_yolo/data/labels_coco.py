@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sp_yolo.config.text import read_text
+from sp_yolo.data.foreign import foreign_words
 from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, clip_box, empty_labels, fault_words, shorten
 from sp_yolo.data.rows import BadRow
 from sp_yolo.errors import UserError
@@ -83,6 +84,25 @@ def read_coco(path: str | Path, names: Sequence[str], *, any_class: bool = False
     return CocoFile(path, list(by_name.values()), category_ids, problems)
 
 
+def read_categories(paths: Sequence[str]) -> list[str]:
+    """Class names of COCO files in the order of their ids: the categories that have annotations, or all where none has.
+
+    Raises:
+        UserError: as ``read_coco``.
+    """
+    names: dict[str, None] = {}
+    spare: dict[str, None] = {}
+    for path in paths:
+        _, categories, annotations = _sections(Path(path))
+        used = {_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
+        ordered = sorted(categories, key=lambda category: (len(_key(category["id"])), _key(category["id"])))
+        names |= dict.fromkeys(category["name"] for category in ordered if _key(category["id"]) in used)
+        spare |= dict.fromkeys(category["name"] for category in ordered)
+    if not names and not spare:
+        raise UserError(f"{paths[0]}: no category in it")
+    return list(names or spare)
+
+
 def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> LabelFile:
     """The checked objects of one image. Boxes are clipped for training; ``truth`` keeps box and area of the file.
 
@@ -130,8 +150,11 @@ def _sections(path: Path) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
     except (OSError, ValueError, RecursionError) as error:
         words = fault_words(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot be read as JSON: {words[0]}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: expected a COCO object with images, annotations and categories")
+    if not isinstance(document, dict) or "images" not in document:
+        foreign = foreign_words(path)
+        if foreign or not isinstance(document, dict):
+            which = foreign or "expected a COCO object with images, annotations and categories"
+            raise UserError(f"{path}: {which}")
     images, annotations, categories = (document.get(key) for key in ("images", "annotations", "categories"))
     for key, section in (("images", images), ("categories", categories), ("annotations", annotations or [])):
         if not isinstance(section, list):

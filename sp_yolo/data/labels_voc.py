@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -126,6 +126,17 @@ def read_voc(path: str | Path, class_index: Mapping[str, int], size_wh: tuple[in
         centre_wh = np.concatenate((kept[:, 1:3] + kept[:, 3:5] / 2, kept[:, 3:5]), 1) / [width, height, width, height]
         result.labels = np.concatenate((kept[:, :1], centre_wh), 1).astype(np.float32)
     return result
+
+
+def names_in(paths: Sequence[str | Path]) -> list[str]:
+    """The class names of annotation files, sorted; files that cannot be read have none."""
+    names: set[str] = set()
+    for path in paths:
+        try:
+            names |= {element.value("name") for element in _parse_xml(Path(path).read_bytes()).objects()}
+        except (OSError, _XmlRefused):
+            continue
+    return sorted(names - {""})
 
 
 def _object_row(element: _Element, class_index: Mapping[str, int], width: int, height: int) -> tuple[float, ...]:

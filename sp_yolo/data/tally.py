@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 FEW = 0.05  # of the objects or images: more of them lost is no slip of an annotator any more
 PICTURES = 4  # of a reason that are kept as examples
 # Reasons that more than one file of this package counts by.
-BEYOND_NC, DUPLICATE, NO_FILE, UNREAD_IMAGE = "class beyond nc", "duplicate", "no such file", "image unread"
+BEYOND_NC, DUPLICATE, NO_FILE = "class beyond nc", "duplicate", "no such file"
+UNREAD_IMAGE, UNKNOWN_CLASS = "image unread", "unknown class"
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config, load_hyp
-from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
+from sp_yolo.data import DetectionDataset, build_loader, describe_folder, ensure_toy_dataset
 from sp_yolo.data.images import read_image
 from sp_yolo.engine.distributed import World
 from sp_yolo.errors import UserError
@@ -29,7 +29,9 @@ TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a m
 
 
 def open_dataset(data: str, root: str | None) -> DatasetConfig:
-    """The dataset description, its data generated first where the YAML asks for it."""
+    """The description of a dataset YAML or of a folder; its data generated first where the YAML asks for it."""
+    if Path(data).is_dir() and not root:
+        return describe_folder(data)
     dataset = load_dataset_config(data, root)
     if dataset.generate == "toy":
         ensure_toy_dataset(dataset.root)
