@@ -25,7 +25,7 @@ _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # A broken file is reported by us, in one line, with its name: not a second time by OpenCV.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 cv2.setNumThreads(0)  # images are small: threads inside one only compete with the training's
 
 
@@ -103,6 +103,9 @@ def _decode(data: bytes) -> np.ndarray:
     try:
         # ANYDEPTH, because OpenCV's own way to 8 bits drops the lower byte: 12 bits in 16 turn nearly black
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if image is None and data[:4] in (b"II*\0", b"MM\0*"):  # gray floats: OpenCV makes no colours of them
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            image = cv2.merge([image] * 3) if image is not None and image.ndim == 2 else None
     except cv2.error as error:
         if error.code == NO_MEMORY:
             raise MemoryError from None
