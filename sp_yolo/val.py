@@ -145,10 +145,16 @@ class _TextFiles:
 
     def __init__(self, folder: Path, with_confidence: bool) -> None:
         self.folder, self.with_confidence = folder, with_confidence
+        self._taken: dict[str, int] = {}
         folder.mkdir(exist_ok=True)
 
     def write(self, batch: Any, found: list[torch.Tensor]) -> None:
         _, detections = to_original(batch, found)
         for meta, rows in zip(batch.metas, detections, strict=True):
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
-            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines)
+            (self.folder / f"{self._free_stem(Path(meta.path).stem)}.txt").write_text(lines)
+
+    def _free_stem(self, stem: str) -> str:
+        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
+        self._taken[stem] = count = self._taken.get(stem, 0) + 1
+        return stem if count == 1 else self._free_stem(f"{stem}_{count}")

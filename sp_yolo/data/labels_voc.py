@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from sp_yolo.config.text import NotText, decode, read_text
+from sp_yolo.config.text import LABEL_BYTES, NotText, decode, read_text
 from sp_yolo.data.labels import DIFFICULT, LabelFile, clip_box, empty_labels, fault_words, shorten
 from sp_yolo.data.rows import BadRow
 from sp_yolo.errors import UserError
@@ -96,7 +97,7 @@ def read_voc(path: str | Path, class_index: Mapping[str, int], size_wh: tuple[in
     width, height = size_wh
     result = LabelFile(empty_labels(), truth=np.zeros((0, 7)))
     try:
-        data = Path(path).read_bytes()
+        data = _whole_file(path)
         tree = _parse_xml(data)
     except FileNotFoundError:
         return result
@@ -133,7 +134,7 @@ def names_in(paths: Sequence[str | Path]) -> list[str]:
     names: set[str] = set()
     for path in paths:
         try:
-            names |= {element.value("name") for element in _parse_xml(Path(path).read_bytes()).objects()}
+            names |= {element.value("name") for element in _parse_xml(_whole_file(path)).objects()}
         except (OSError, _XmlRefused):
             continue
     return sorted(names - {""})
@@ -189,6 +190,13 @@ def _number(holder: _Element, tag: str, shown: str) -> float:
         return float(text)
     except ValueError:
         raise BadRow("not a number", f"<{tag}> {shorten(text)}") from None
+
+
+def _whole_file(path: str | Path) -> bytes:
+    """Raises OSError: it cannot be read, or is larger than any annotation of one image."""
+    if (size := os.stat(path).st_size) > LABEL_BYTES:
+        raise OSError(f"{size} bytes, at most {LABEL_BYTES} are read")
+    return Path(path).read_bytes()
 
 
 class _XmlRefused(ValueError):

@@ -23,6 +23,7 @@ class LabelFinder:
         self._suffixes = suffixes
         self._listed: dict[str, set[str]] = {}
         self._places: dict[str, list[str]] = {}
+        self._inner: dict[Path, list[Path]] = {}
         self._taken: dict[str, set[str]] = defaultdict(set)
 
     def find(self, image: str) -> str:
@@ -30,7 +31,7 @@ class LabelFinder:
         folder, name = os.path.split(image)
         stem = os.path.splitext(name)[0]
         if folder not in self._places:
-            self._places[folder] = [place for place in dict.fromkeys(_places(folder)) if self._names(place)]
+            self._places[folder] = [place for place in dict.fromkeys(self._candidates(folder)) if self._names(place)]
         for suffix in self._suffixes:
             for place in self._places[folder]:
                 if os.path.normcase(stem + suffix) in self._names(place):
@@ -46,6 +47,33 @@ class LabelFinder:
             paths = (os.path.join(place, name) for name in rest if name.endswith(tuple(self._suffixes)))
             found += [path for path in paths if _holds_labels(path)]
         return sorted(found)
+
+    def _candidates(self, folder: str) -> Iterator[str]:
+        """Label folders of an image folder, existing or not, the likeliest first."""
+        yield usual_folder(folder)
+        path = Path(folder)
+        parts = path.parts
+        for position in reversed(range(1, len(parts))):
+            if parts[position].lower() in _PICTURE_WORDS:
+                for sibling in self._label_folders(Path(*parts[:position])):
+                    yield str(sibling.joinpath(*parts[position + 1 :]))
+        yield folder
+        yield from map(str, self._label_folders(path))
+        for holder in (path.parent, path.parent.parent):  # labels/x or labels beside x, or beside images/x
+            for sibling in self._label_folders(holder):
+                yield str(sibling / path.name)
+                yield str(sibling)
+
+    def _label_folders(self, folder: Path) -> list[Path]:
+        """Folders right in ``folder`` that are called like labels, in whatever case; each folder is looked at once, as
+        many folders of images may share one above them."""
+        if folder not in self._inner:
+            try:
+                names = sorted(os.listdir(folder))
+            except OSError:
+                names = []
+            self._inner[folder] = [folder / name for word in _LABEL_WORDS for name in names if name.lower() == word]
+        return self._inner[folder]
 
     def _names(self, folder: str) -> set[str]:
         if folder not in self._listed:
@@ -66,34 +94,6 @@ def usual_folder(folder: str) -> str:
         before, _, after = whole.rpartition(marker)
         first = f"{before}{os.sep}labels{os.sep}{after}"
     return first[:-1]
-
-
-def _places(folder: str) -> Iterator[str]:
-    """Label folders of an image folder, existing or not, the likeliest first."""
-    yield usual_folder(folder)
-    path = Path(folder)
-    parts = path.parts
-    for position in reversed(range(1, len(parts))):
-        if parts[position].lower() in _PICTURE_WORDS:
-            below = parts[position + 1 :]
-            for sibling in _label_folders(Path(*parts[:position])):
-                yield str(sibling.joinpath(*below))
-    yield folder
-    for inner in _label_folders(path):
-        yield str(inner)
-    for holder in (path.parent, path.parent.parent):  # labels/x or labels beside x, or beside images/x
-        for sibling in _label_folders(holder):
-            yield str(sibling / path.name)
-            yield str(sibling)
-
-
-def _label_folders(folder: Path) -> list[Path]:
-    """Folders right in ``folder`` that are called like labels, in whatever case."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
-    return [folder / name for word in _LABEL_WORDS for name in names if name.lower() == word]
 
 
 def _holds_labels(path: str) -> bool:

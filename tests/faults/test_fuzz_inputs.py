@@ -1,4 +1,4 @@
-"""Random list files, folders and pictures: every reader answers with data or with one of our own errors, in one line."""
+"""Random list files, folders and pictures: every reader answers with data or with an error of ours, in one line."""
 
 from __future__ import annotations
 
