@@ -155,7 +155,7 @@ def _split_entries(
             path, how = found
             if how:
                 notes.append(f"{where}: {split}: {how}")
-            resolved.append(str(path) if not voc or how else entry)
+            resolved.append(str(path))
         elif voc:
             lists = [(base / entry).parent / "ImageSets" / "Main" / f"{Path(entry).name}.txt" for base in bases]
             home = next((base for base, listed in zip(bases, lists, strict=True) if listed.is_file()), None)

@@ -86,15 +86,15 @@ def _recognise(config: DatasetConfig, entry: str) -> str:
     path = Path(entry)
     if config.format in ("coco", "yolo"):
         return config.format
+    if config.format == "voc":
+        below = config.root / path
+        return "yolo" if below.is_dir() and not _has_list(below) else "voc"
     if entry.endswith(".json"):
         return "coco"
     if path.suffix == ".txt" and path.parent.parent.name == "ImageSets":
         return "voc"
     if path.is_dir():
-        return "coco" if config.format == "auto" and (path / COCO_NAME).is_file() else "yolo"
-    if config.format == "voc":
-        below = config.root / path
-        return "yolo" if below.is_dir() and not _has_list(below) else "voc"
+        return "coco" if (path / COCO_NAME).is_file() else "yolo"
     if not path.exists() and (path.parent / "ImageSets").is_dir() and (path.parent / "Annotations").is_dir():
         return "voc"
     return "yolo"

@@ -206,6 +206,22 @@ def test_a_yaml_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
         assert totals(scan(config, "train")) == (1, 1), text
 
 
+@pytest.mark.parametrize("form", ["voc", "auto"])
+def test_voc_without_lists_of_its_own(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kaggle_voc(tmp_path / "set")
+    yaml = put(tmp_path / "set" / "x.yaml", f"format: {form}\ntrain: images\nnames: [a, b]\n")
+    for place in (tmp_path, tmp_path / "set"):
+        monkeypatch.chdir(place)
+        assert totals(scan(load_dataset_config(yaml), "train")) == (4, 4)
+    put(tmp_path / "set" / "ImageSets" / "Main" / "train.txt", "maks1\nmaks2\n")
+    for name, folder in (("JPEGImages", "images"), ("Annotations", "annotations")):
+        (tmp_path / "set" / folder).rename(tmp_path / "set" / name)
+    (tmp_path / "set" / "train").mkdir()  # the name of a list, and of a folder
+    yaml = put(tmp_path / "set" / "y.yaml", "format: voc\ntrain: train\nnames: [a, b]\n")
+    monkeypatch.chdir(tmp_path)
+    assert totals(scan(load_dataset_config(yaml), "train")) == (2, 2)
+
+
 # ------------------------------------------------------------------------------------------ list files
 @pytest.mark.parametrize(
     "line",

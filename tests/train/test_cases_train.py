@@ -93,3 +93,24 @@ def test_39_best_weights_when_the_map_stays_zero(
     assert f"val: not one label in 2 images: its mAP will say nothing (first: {looked_for})" in capsys.readouterr().out
     best, last = (torch.load(f"runs/exp/weights/{name}.pt", weights_only=True) for name in ("best", "last"))
     assert all(torch.equal(best["ema"][key], value) for key, value in last["ema"].items())
+
+
+def test_a_folder_is_trained_on_and_measured(
+    mini_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    folder = go(7, tmp_path, monkeypatch)
+    (folder / "ds/data.yaml").unlink()
+    for name in ("day", "night"):  # two pictures of one name, their labels beside them
+        for suffix in ("jpg", "txt"):
+            (folder / "ds" / name).mkdir(exist_ok=True)
+            shutil.copy(folder / f"ds/p1.{suffix}", folder / f"ds/{name}/q.{suffix}")
+    assert check("ds") == 0 and train(mini_cfg, "ds") == 0
+    weights = ["--weights", "runs/exp/weights/best.pt", "--device", "cpu", "--workers", "0", "--img", "64"]
+    measure = ["val", *weights, "--task", "train", "--project", "runs", "--name", "val", "--save-txt", "--conf", "0"]
+    capsys.readouterr()
+    assert cli.main(measure) == 0  # the data are those of the run
+    out = capsys.readouterr().out
+    assert "no validation split: one image in ten, by a hash of its name, is held out for it" in out
+    count = int(out.split("train: ")[1].split(" images found")[0])
+    assert f"train: {count} images found: {count} with labels, 0 background, 0 without label file, 0 unread" in out
+    assert len(list((folder / "runs/val/labels").glob("*.txt"))) == count
