@@ -317,7 +317,8 @@ class Trainer:
         self.run.write_json("summary.json", summary)
         self.say(
             f"\n{len(history)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
-            f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}\n"
+            f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
+            f"{'' if self.val_data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
             f"run directory {path}\nweights       {best_path}\npictures      {path}/*.jpg, *.png"
         )
         return summary

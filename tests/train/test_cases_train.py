@@ -90,7 +90,9 @@ def test_39_best_weights_when_the_map_stays_zero(
     folder = go(39, tmp_path, monkeypatch)
     assert train(mini_cfg, "ds/data.yaml", "--epochs", "3") == 0
     looked_for = f"{folder}/ds/labels/val/v0.txt does not exist"
-    assert f"val: not one label in 2 images: its mAP will say nothing (first: {looked_for})" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"val: not one label in 2 images: its mAP will say nothing (first: {looked_for})" in out
+    assert "best epoch 2: mAP@.5 0.000, mAP@.5:.95 0.000 (not one label to measure by: it says nothing)" in out
     best, last = (torch.load(f"runs/exp/weights/{name}.pt", weights_only=True) for name in ("best", "last"))
     assert all(torch.equal(best["ema"][key], value) for key, value in last["ema"].items())
 
