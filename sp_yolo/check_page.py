@@ -93,7 +93,7 @@ def _problems(split: str, data: DetectionDataset, names: Sequence[str]) -> str:
     if tally.no_label_file:
         counted["no label file"] = tally.no_label_file
     if tally.orphans:
-        counted["orphan"] = tally.orphans
+        counted["label file without image"] = tally.orphans
     places = {path: index for index, path in enumerate(data.paths)}
     parts = []
     for reason, count in sorted(counted.items(), key=lambda pair: -pair[1]):

@@ -221,7 +221,7 @@ def _note_unpaired(
         orphans = [path for path in orphans if Path(path).stem not in stems]
     if orphans:
         tally.orphans = len(orphans)
-        tally.example("orphan", f"{orphans[0]} has no image")
+        tally.example("label file without image", f"{orphans[0]} has no image")
         index.warnings.append(f"{split}: {len(orphans)} label files have no image, e.g. {orphans[0]}")
 
 

@@ -77,9 +77,10 @@ class Tally:
                 f"{self.unread.total()} of {self.found} images unread{_reasons(self.unread)}{self._first(self.unread)}"
             )
         if min(self.orphans, self.no_label_file) > FEW * self.found:
+            places = [self.examples.get(reason, "") for reason in ("no label file", "label file without image")]
             told.append(
                 f"{self.no_label_file} of {self.found} images have no label file while {self.orphans} label files have "
-                f"no image, {self.examples.get('no label file', '')}; {self.examples.get('orphan', '')}"
+                f"no image, {'; '.join(places)}"
             )
         return told
 
