@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sp_yolo.check_page import write_check_page
 from sp_yolo.config import SPLITS, DatasetConfig
 from sp_yolo.data import DetectionDataset
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.engine.autoanchor import GOOD_RECALL, anchor_fit
 from sp_yolo.engine.build import DEFAULT_CFG, open_dataset
+from sp_yolo.engine.review import box_sides, class_counts, describe, losses, review
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import draw_mosaic
 from sp_yolo.eval.plots import draw_label_statistics
 from sp_yolo.models import build_model, load_weights, model_from_weights
 
 ANCHOR_THRESHOLD = 4.0  # anchor_t of every recipe
-FEW_LABELS = 10  # per class; below that its AP says nothing
-TINY_SIDE = 2.0  # px at the training size
-SHOWN = 20  # lines per split before "and more"
 SAMPLES = 16
 
 
@@ -39,7 +38,7 @@ class Findings:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="dataset YAML")
+    parser.add_argument("--data", required=True, help="dataset YAML, or a folder of images with their labels")
     parser.add_argument(
         "--cfg", default="", help=f"model to check the anchors of (default: of --weights, {DEFAULT_CFG})"
     )
@@ -48,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--img-size", "--img", "--imgsz", type=int, default=640, help="training size in px (default 640)"
     )
     parser.add_argument(
-        "--output", default="runs/check", metavar="DIR", help="folder for the pictures (default runs/check)"
+        "--output", default="runs/check", metavar="DIR", help="folder for the page (default runs/check)"
     )
+    parser.add_argument("--accept-losses", action="store_true", help="what is lost is no error, as in train")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,25 +59,34 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: the dataset YAML itself is wrong. StorageError: a picture cannot be written.
     """
     config = open_dataset(arguments.data, None)
+    print("\n".join(config.notes), end="\n" if config.notes else "")
     findings = Findings()
-    splits = open_splits(config, arguments.img_size, findings)
+    splits = open_splits(config, arguments.img_size, findings, accepted=arguments.accept_losses)
     check_files(splits, findings)
     print(class_table(config.names, splits))
-    check_labels(config.names, splits, arguments.img_size, findings)
+    findings.warnings += review(splits, arguments.img_size)
     check_model(arguments.cfg, arguments.weights, len(config.names), splits.get("train"), arguments.img_size, findings)
-    for line in draw(splits, config.names, Path(arguments.output)):
+    folder = Path(arguments.output)
+    for line in draw(splits, config.names, folder):
         print(line)
     for line in findings.warnings:
         print(f"warning: {line}")
     for line in findings.errors:
         print(f"error: {line}")
     verdict = "training would not run" if findings.errors else "training would run"
-    print(f"{config.path}: {len(findings.errors)} errors, {len(findings.warnings)} warnings: {verdict}")
+    verdict = f"{config.path}: {len(findings.errors)} errors, {len(findings.warnings)} warnings: {verdict}"
+    write_check_page(folder / "check.html", verdict, splits, config.names, findings.errors, findings.warnings)
+    print(f"all of it on one page: {folder / 'check.html'}\n{verdict}")
     return UserError.exit_code if findings.errors else 0
 
 
-def open_splits(config: DatasetConfig, image_size: int, findings: Findings) -> dict[str, DetectionDataset]:
-    """Every split of the YAML that can be used; what is wrong with labels and missing images goes to `findings`."""
+def open_splits(
+    config: DatasetConfig, image_size: int, findings: Findings, *, accepted: bool
+) -> dict[str, DetectionDataset]:
+    """Every split of the data that can be used; what is wrong with labels and missing images goes to `findings`.
+
+    Losses at which training would stop are errors unless they are `accepted`.
+    """
     splits = {}
     if not config.train:
         findings.errors.append(f"{config.path}: no 'train' split is given")
@@ -89,12 +98,14 @@ def open_splits(config: DatasetConfig, image_size: int, findings: Findings) -> d
         except UserError as error:
             findings.errors.append(str(error))
             continue
-        lines = splits[split].warnings
-        findings.warnings += lines[:SHOWN]
-        if len(lines) > SHOWN:
-            findings.warnings.append(f"{split}: {len(lines) - SHOWN} more files with faults")
-        counts = splits[split].counts
-        print(f"{split}: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value))
+        first, *lines = describe(split, splits[split])
+        print(first)
+        findings.warnings += [line.removeprefix("warning: ") for line in lines]
+        lost = losses(split, splits[split]) if split != "test" else []
+        if accepted:
+            findings.warnings += lost
+        else:
+            findings.errors += [f"{line} (--accept-losses trains on the rest)" for line in lost]
     return splits
 
 
@@ -136,52 +147,12 @@ def _examine(paths: list[str]) -> Iterator[tuple[str, bytes, str]]:
 def class_table(names: tuple[str, ...], splits: dict[str, DetectionDataset]) -> str:
     """Images and boxes per class and split, as text."""
     header = f"{'Class':>20}" + "".join(f"{split + ' images':>14}{split + ' boxes':>14}" for split in splits)
-    counts = {split: _counts(dataset, len(names)) for split, dataset in splits.items()}
+    counts = {split: class_counts(dataset) for split, dataset in splits.items()}
     lines = [header]
     for number, name in enumerate(names):
         cells = "".join(f"{count:14d}" for split in splits for count in counts[split][:, number])
         lines.append(f"{name[:20]:>20}{cells}")
     return "\n".join(lines)
-
-
-def _counts(dataset: DetectionDataset, num_classes: int) -> np.ndarray:
-    """[2, classes]: images with the class, boxes of the class."""
-    result = np.zeros((2, num_classes), np.int64)
-    for labels in dataset.labels:
-        boxes = np.bincount(labels[:, 0].astype(int), minlength=num_classes)
-        result += np.stack((boxes > 0, boxes))
-    return result
-
-
-def check_labels(
-    names: tuple[str, ...], splits: dict[str, DetectionDataset], image_size: int, findings: Findings
-) -> None:
-    """Classes without labels, boxes too small to be seen at the training size, classes that validation misses."""
-    for split, dataset in splits.items():
-        boxes = _counts(dataset, len(names))[1]
-        empty = [name for name, count in zip(names, boxes, strict=True) if count == 0]
-        rare = [f"{name} ({count})" for name, count in zip(names, boxes, strict=True) if 0 < count < FEW_LABELS]
-        if empty:
-            findings.warnings.append(f"{split}: no label of {_listed(empty)}")
-        if rare and split == "train":
-            findings.warnings.append(f"train: fewer than {FEW_LABELS} labels of {_listed(rare)}")
-        sides = box_sides(dataset, image_size)
-        tiny = int((sides < TINY_SIDE).any(axis=1).sum())
-        if tiny:
-            share = f"{tiny} of {len(sides)} boxes"
-            findings.warnings.append(f"{split}: {share} have a side below {TINY_SIDE:g} px at --img-size {image_size}")
-
-
-def _listed(words: list[str]) -> str:
-    more = f" and {len(words) - 8} more classes" if len(words) > 8 else ""
-    return ", ".join(words[:8]) + more
-
-
-def box_sides(dataset: DetectionDataset, image_size: int) -> np.ndarray:
-    """Width and height [n, 2] in px of every box once the longer side of its image has `image_size` px."""
-    scaled = image_size * dataset.shapes_wh / dataset.shapes_wh.max(axis=1, keepdims=True)
-    sides = [labels[:, 3:5] * wh for labels, wh in zip(dataset.labels, scaled, strict=True)]
-    return np.concatenate([np.zeros((0, 2)), *sides])
 
 
 def check_model(

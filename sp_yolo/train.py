@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--compile", action="store_true", help="torch.compile the model")
     option("--quiet", action="store_true", help="no progress bar, one line per epoch")
     option("--compat", action="store_true", help="the original's recipe, oddities included (docs/differences.md)")
+    option("--accept-losses", action="store_true", help="train although many labels or images cannot be used")
     for flag in _REFUSED:
         option(flag, nargs="?", dest=flag, help=argparse.SUPPRESS)
 

@@ -14,6 +14,7 @@ from sp_yolo.engine import build
 from sp_yolo.engine.device import select_compute
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.pictures import RunPictures
+from sp_yolo.engine.review import describe
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
@@ -77,8 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         device=compute.device,
         padding_group=group,
     )
-    if data_set.warnings:
-        print(build.warnings_of(data_set))
+    print("\n".join([*dataset.notes, *describe(split, data_set)]))
+    if not data_set.tally.boxes:
+        print(f"warning: {split}: not one label in {len(data_set)} images: the mAP says nothing")
     folder = RunDir.create(arguments.project, arguments.name, arguments.exist_ok)
     texts = (
         _TextFiles(folder.path / "labels", arguments.save_conf) if arguments.save_txt or arguments.save_hybrid else None
@@ -165,10 +167,17 @@ class _TextFiles:
 
     def __init__(self, folder: Path, with_confidence: bool) -> None:
         self.folder, self.with_confidence = folder, with_confidence
+        self._taken: dict[str, int] = {}
         folder.mkdir(exist_ok=True)
 
     def write(self, batch: Any, found: list[torch.Tensor]) -> None:
         _, detections = to_original(batch, found)
         for meta, rows in zip(batch.metas, detections, strict=True):
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
-            (self.folder / f"{Path(meta.path).stem}.txt").write_text(lines, encoding="utf-8")
+            stem = self._free_stem(Path(meta.path).stem)
+            (self.folder / f"{stem}.txt").write_text(lines, encoding="utf-8")
+
+    def _free_stem(self, stem: str) -> str:
+        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
+        self._taken[stem] = count = self._taken.get(stem, 0) + 1
+        return stem if count == 1 else self._free_stem(f"{stem}_{count}")

@@ -86,8 +86,11 @@ def test_label_errors_carry_file_and_line(data: DataSet, capsys: Output) -> None
     }
     for number, row in enumerate(faults):
         data.label("train", number).write_text(GOOD + row + "\n")
-    assert data.check() == 0  # training drops the rows and goes on
-    warnings = lines_of(capsys, "warning")
+    assert data.check() == UserError.exit_code  # a fifth of the rows: training would stop
+    (error,) = lines_of(capsys, "error")
+    assert "train: 5 of 25 boxes would be lost" in error and "1 class beyond nc" in error
+    assert data.check("--accept-losses") == 0
+    warnings = [line for line in lines_of(capsys, "warning") if "would be lost" not in line]
     assert len(warnings) == len(faults)
     for number, (line, words) in enumerate(zip(warnings, faults.values(), strict=True)):
         assert line.startswith(f"{data.label('train', number)}:3:") and words in line
@@ -107,7 +110,9 @@ def test_missing_and_empty_pictures_are_warnings(data: DataSet, capsys: Output) 
     listed = "".join(f"{data.image('train', n)}\n" for n in range(12))
     (data.folder / "train.txt").write_text(listed)
     data.write_yaml("[cat, dog]", "train.txt")
-    assert data.check() == 0
+    assert data.check() == UserError.exit_code
+    assert len(lines_of(capsys, "error")) > 1
+    assert data.check("--accept-losses") == 0
     warnings = lines_of(capsys, "warning")
     assert any("2 images do not exist" in line and str(data.image("train", 10)) in line for line in warnings)
     assert any(str(data.image("val", 0)) in line and "empty file" in line for line in warnings)
@@ -166,3 +171,20 @@ def test_weights_that_do_not_belong(data: DataSet, capsys: Output, tmp_path: Pat
     assert any("none.pt" in line for line in lines_of(capsys, "error"))
     assert data.check("--cfg", "yolov9") == UserError.exit_code
     assert any("yolov9" in line for line in lines_of(capsys, "error"))
+
+
+def test_all_of_it_stands_on_one_page(data: DataSet, capsys: Output) -> None:
+    data.label("train", 3).write_text(GOOD + "7 0.5 0.5 0.1 0.1\n")
+    data.label("train", 4).unlink()
+    data.image("train", 5).write_bytes(b"<html>")
+    assert data.check() == UserError.exit_code
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict == f"{data.yaml}: 2 errors, 4 warnings: training would not run"
+    page = (data.folder / "out" / "check.html").read_text()
+    assert verdict in page and "train: problems by kind" in page and "http" not in page
+    for reason in ("1 x class beyond nc", "1 x no label file", "1 x a web page", "2 x image unread"):
+        assert f"<h3>{reason}</h3>" in page
+    row = "".join(f"<td>{cell}</td>" for cell in ("train", 10, 8, 0, 1, 1, 16, 3, 0))
+    assert row in page
+    # labels drawn and statistics of two splits, and a picture each of the bad row and the missing label file
+    assert page.count("src='data:image/") == 6

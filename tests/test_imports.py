@@ -30,6 +30,7 @@ ABOVE_THE_ENGINE = {
     "predict",
     "export",
     "check",
+    "check_page",
     "val",
     "train",
     "download",

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sp_yolo.config import DatasetConfig, load_dataset_config
+from sp_yolo.config import DatasetConfig
 from sp_yolo.data import DetectionDataset
+from sp_yolo.engine.build import open_dataset
 from sp_yolo.engine.rundir import RunDir
 from sp_yolo.errors import UserError
 
@@ -27,7 +28,7 @@ def subset_yaml(data: str, root: str | None, samples: int, seed: int, folder: Pa
     """
     target = folder / "data" / f"{Path(data).stem}-{samples}-seed{seed}"
     target.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset_config(data, root)
+    dataset = open_dataset(data, root)
     lines: dict[str, Any] = {"format": "coco", "root": str(target.resolve()), "images": {}}
     for split in ("train", "val", "test"):
         if getattr(dataset, split):

@@ -7,12 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sp_yolo.config.files import CHECKOUT, YamlDict, find_file, read_yaml
+from sp_yolo.config.lookup import as_path, find_place, missing_words
+from sp_yolo.config.text import NotText, read_text
 from sp_yolo.errors import UserError
 
 SPLITS = ("train", "val", "test")
-_DATASET_KEYS = {*SPLITS, "nc", "names", "root", "path", "format", "images", "download", "generate"}
+_DATASET_KEYS = {*SPLITS, "nc", "names", "root", "path", "format", "images", "download", "generate", "kpt_shape"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class DatasetConfig:
     ``train``/``val``/``test``: entries of each split: absolute paths of image folders, list files or COCO json
     files; for ``format: voc`` the names of splits (``train`` or ``VOC2007/trainval``) below ``root``. ``images``:
     image folder of each COCO json split. ``names``: class names, index = class. ``generate``: a generator to run
-    first ("toy").
+    first ("toy"). ``keypoints``: columns behind the box in the label rows of pose data (kpt_shape). ``held_out``:
+    ``train`` and ``val`` are the same entries, and a share of their images is for validation. ``notes``: how the
+    description was read where that is not as it stands, a line each.
     """
 
     path: Path
@@ -34,6 +39,9 @@ class DatasetConfig:
     format: str = "auto"
     images: Mapping[str, Path] = field(default_factory=dict)
     generate: str | None = None
+    keypoints: int = 0
+    held_out: bool = False
+    notes: tuple[str, ...] = ()
 
     def class_names(self, single_class: bool) -> tuple[str, ...]:
         """``names``, or the one name that every class goes by under ``--single-cls``."""
@@ -47,120 +55,203 @@ class DatasetConfig:
         return found
 
 
-def _path(text: str, where: str) -> Path:
-    """``text`` as a path, ``~`` expanded.
-
-    Raises:
-        UserError: the system takes it for no path, or may not look at it.
-    """
-    try:
-        path = Path(text).expanduser()
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{where}: {repr(text)[:80]} cannot be used as a path: {reason}") from None
-    return path
-
-
 def _dataset_names(source: YamlDict) -> tuple[str, ...]:
     names = source.get("names")
+    where = source.where("names")
+    if isinstance(names, str):
+        names = _names_of_file(names, source)
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
-            raise UserError(f"{source.where('names')}: names must be numbered 0..{len(names) - 1} without gaps")
-        names = [names[index] for index in range(len(names))]
+        names = _numbered(names, where)
     if not isinstance(names, list) or not names:
-        raise UserError(f"{source.where('names')}: names must be a list of class names")
+        raise UserError(
+            f"{where}: names must be a list of class names{'' if 'names' in source else ' (there is none)'}"
+        )
     for name in names:
         if not isinstance(name, str | int | float) or isinstance(name, bool):
-            raise UserError(f"{source.where('names')}: class name {name!r} is not a word (quote it)")
+            raise UserError(f"{where}: class name {name!r} is not a word (quote it)")
     words = tuple(str(name) for name in names)
     if len(set(words)) != len(words):
         twice = next(word for word in words if words.count(word) > 1)
-        raise UserError(f"{source.where('names')}: class name {twice!r} appears twice")
+        raise UserError(f"{where}: class name {twice!r} appears twice")
     count = source.get("nc", len(words))
-    if count != len(words):
+    if str(count).strip() != str(len(words)):
         raise UserError(f"{source.where('nc')}: nc = {count!r}, but {len(words)} names are given")
     return words
 
 
-def _dataset_root(source: YamlDict, override: str | None) -> Path:
+def _numbered(names: dict[Any, Any], where: str) -> list[Any]:
+    """The values of {0: a, 1: b} or {'0': a, '1': b} in order."""
+    numbers = {int(key) if isinstance(key, str) and key.strip().isdecimal() else key: key for key in names}
+    if set(numbers) == set(range(1, len(names) + 1)):
+        raise UserError(f"{where}: names are numbered 1..{len(names)}, but class ids count from 0: number them from 0")
+    if len(numbers) != len(names) or set(numbers) != set(range(len(names))):
+        raise UserError(f"{where}: names must be numbered 0..{len(names) - 1} without gaps")
+    return [names[numbers[index]] for index in range(len(names))]
+
+
+def _names_of_file(text: str, source: YamlDict) -> list[str]:
+    """The lines of a file such as obj.names or classes.txt.
+
+    Raises:
+        UserError: there is none; a single class has to be a list too.
+    """
+    where = source.where("names")
+    place = find_place(text, where, [source.path.resolve().parent, Path.cwd()])
+    if not place or not place[0].is_file():
+        raise UserError(f"{where}: names must be a list of class names: [{text[:40]}] for one class, or name a file")
+    return read_names(place[0])
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names, one per line.
+
+    Raises:
+        UserError: it cannot be read as text.
+    """
+    try:
+        return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    except (OSError, NotText) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from None
+
+
+def _dataset_root(source: YamlDict, override: str | None) -> tuple[Path, bool]:
+    """(the folder that relative entries start from, whether anybody named one)."""
     variable = f"{source.path.stem.upper().replace('-', '_')}_ROOT"
     given = override or os.environ.get(variable)
     if given:
         where = "--set root" if override else f"environment {variable}"
-        root = _path(given, where)
+        root = as_path(given, where)
     else:
         text = source.get("root", source.get("path", "."))
         if not isinstance(text, str):
             raise UserError(f"{source.where('root')}: root must be a path, not {text!r}")
         where = source.where("root" if "root" in source else "path")
-        root = _path(text, where)
+        root = as_path(text, where)
         if not root.is_absolute() and not root.exists():
             # The original reads paths from the working directory; a checkout elsewhere is the second guess.
-            beside = [base / root for base in (CHECKOUT, source.path.resolve().parent)]
+            text, home = text.replace("\\", "/"), source.path.resolve().parent
+            beside = [base / text for base in (CHECKOUT, home, Path.cwd())]
+            beside += [home.parent / text] if Path(text).parts[:1] == (home.name,) else []
             root = next((candidate for candidate in beside if candidate.exists()), root)
     if not root.is_dir() and "generate" not in source:
         raise UserError(f"{where}: dataset root {str(root)!r} is no folder (set root: in the YAML or {variable})")
-    return root.resolve()
+    return root.resolve(), bool(given) or "root" in source or "path" in source
 
 
-def _split_entries(source: YamlDict, split: str, root: Path, voc: bool) -> tuple[str, ...] | None:
+def _split_entries(
+    source: YamlDict, split: str, bases: list[Path], voc: bool, notes: list[str]
+) -> tuple[str, ...] | None:
     value = source.get(split)
-    if value is None or value == []:
+    if value is None or value == [] or value == "":
         return None
-    entries = value if isinstance(value, list) else [value]
+    entries = _as_list(value)
+    where = source.where(split)
     resolved = []
     for entry in entries:
         if not isinstance(entry, str) or not entry:
-            raise UserError(f"{source.where(split)}: {split} must be a path or a list of paths, not {entry!r}")
-        path = root / _path(entry, source.where(split))
-        if not voc and not path.exists() and "generate" not in source:
-            raise UserError(f"{source.where(split)}: {split}: no such file or folder: {path}")
-        resolved.append(entry if voc else str(path))
+            raise UserError(f"{where}: {split} must be a path or a list of paths, not {entry!r}")
+        found = find_place(entry, where, bases)
+        if found:
+            path, how = found
+            if how:
+                notes.append(f"{where}: {split}: {how}")
+            resolved.append(str(path))
+        elif voc:
+            lists = [(base / entry).parent / "ImageSets" / "Main" / f"{Path(entry).name}.txt" for base in bases]
+            home = next((base for base, listed in zip(bases, lists, strict=True) if listed.is_file()), None)
+            resolved.append(str(home / entry) if home else entry)
+        elif "generate" in source:
+            resolved.append(str(bases[0] / entry))
+        else:
+            raise UserError(f"{where}: {split}: no such file or folder: {missing_words(entry, bases)}")
     return tuple(resolved)
+
+
+def _names_own_folder(source: YamlDict) -> bool:
+    """Whether the entries begin with the name of the folder that the YAML lies in, seen from above it."""
+    entries = [entry for split in SPLITS for entry in _as_list(source.get(split)) if isinstance(entry, str)]
+    own = source.path.resolve().parent.name
+    return bool(entries) and all(entry.replace("\\", "/").split("/")[0] == own for entry in entries)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _foreign_keys(source: YamlDict) -> list[str]:
+    """A line naming the keys that other programs use and this one does not.
+
+    Raises:
+        UserError: one is nearly a key of ours.
+    """
+    foreign = [key for key in source if key not in _DATASET_KEYS]
+    for key in foreign:
+        near = difflib.get_close_matches(str(key).lower(), _DATASET_KEYS, n=1, cutoff=0.75)
+        if near:
+            raise UserError(f"{source.where(key)}: unknown key {key!r} (did you mean {near[0]!r}?)")
+    shown = ", ".join(repr(key)[:40] for key in foreign[:8])
+    return [f"{source.where(foreign[0])}: keys not used here: {shown}"] if foreign else []
+
+
+def _keypoint_columns(source: YamlDict) -> int:
+    """Columns of kpt_shape: [points, 2 or 3]; 0 without it."""
+    shape = source.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 0 < n < 10_000 for n in shape):
+        raise UserError(f"{source.where('kpt_shape')}: kpt_shape = {shape!r:.80}: must be [points, 2 or 3]")
+    return int(shape[0] * shape[1])
+
+
+def _image_folders(source: YamlDict, bases: list[Path]) -> dict[str, Path]:
+    """``images``: the image folder of each split's COCO json."""
+    images = source.get("images", {})
+    images = {split: images for split in SPLITS} if isinstance(images, str) else images
+    where = source.where("images")
+    if not isinstance(images, dict) or not set(images) <= set(SPLITS):
+        raise UserError(f"{where}: images must be a folder or a mapping of splits to folders")
+    folders = {}
+    for split, folder in images.items():
+        found = find_place(str(folder), where, bases)
+        folders[split] = found[0] if found else bases[0] / str(folder)
+        if not folders[split].is_dir() and "generate" not in source and source.get(split):
+            raise UserError(f"{where}: images: no such folder: {missing_words(str(folder), bases)}")
+    return folders
 
 
 def load_dataset_config(path: str | os.PathLike[str], root: str | None = None) -> DatasetConfig:
     """Read a dataset YAML: the original's keys (train, val, test, nc, names) and ours (root, format, images, generate).
 
-    ``root`` overrides the YAML's, as does the environment variable ``<FILE STEM>_ROOT``; relative entries start there.
+    ``root`` overrides the YAML's, as does the environment variable ``<FILE STEM>_ROOT``. Relative entries are looked
+    for below it, beside the YAML and from the working directory.
 
     Raises:
-        UserError: unknown keys, bad names, missing folders; names file and line.
+        UserError: keys nearly ours, bad names, missing folders; names file and line.
     """
     source = read_yaml(find_file(path, "data"))
-    for key in source:
-        if key not in _DATASET_KEYS:
-            near = difflib.get_close_matches(str(key), _DATASET_KEYS, n=1)
-            raise UserError(
-                f"{source.where(key)}: unknown key {key!r}{f' (did you mean {near[0]!r}?)' if near else ''}"
-            )
+    notes = _foreign_keys(source)
     kind = source.get("format", "auto")
     if kind not in ("auto", "yolo", "coco", "voc"):
         raise UserError(f"{source.where('format')}: format = {kind!r}: must be auto, yolo, coco or voc")
     if source.get("generate") not in (None, "toy"):
         raise UserError(f"{source.where('generate')}: generate = {source['generate']!r}: only 'toy' is known")
-    base = _dataset_root(source, root)
-    images = source.get("images", {})
-    images = {split: images for split in SPLITS} if isinstance(images, str) else images
-    if not isinstance(images, dict) or not set(images) <= set(SPLITS):
-        raise UserError(f"{source.where('images')}: images must be a folder or a mapping of splits to folders")
-    folders = {}
-    for split, folder in images.items():
-        folders[split] = base / _path(str(folder), source.where("images"))
-        if not folders[split].is_dir() and "generate" not in source and source.get(split):
-            raise UserError(f"{source.where('images')}: images: no such folder: {folders[split]}")
-    splits = {split: _split_entries(source, split, base, kind == "voc") for split in SPLITS}
+    base, given = _dataset_root(source, root)
+    beside = source.path.resolve().parent
+    bases = list(dict.fromkeys([base, beside, Path.cwd()] if given else [beside, base]))
+    bases += [beside.parent] if _names_own_folder(source) else []
+    splits = {split: _split_entries(source, split, bases, kind == "voc", notes) for split in SPLITS}
     if not splits["train"] and not splits["val"] and not splits["test"]:
         raise UserError(f"{source.path}: none of train, val and test is given")
     return DatasetConfig(
-        source.path,
-        base,
-        _dataset_names(source),
+        path=source.path,
+        root=base,
+        names=_dataset_names(source),
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         format=kind,
-        images=folders,
+        images=_image_folders(source, bases),
         generate=source.get("generate"),
-        **splits,
+        keypoints=_keypoint_columns(source),
+        notes=tuple(notes),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sp_yolo.config.text import NotText, read_text
 from sp_yolo.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -109,10 +110,10 @@ def read_yaml(path: str | os.PathLike[str]) -> YamlDict:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, NotText) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
     try:
         values, node = _parse(text)

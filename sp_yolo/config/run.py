@@ -52,6 +52,7 @@ class Config:
     compile: bool = False
     quiet: bool = False
     compat: bool = False
+    accept_losses: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from sp_yolo.data.augment import Sample
 from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
+from sp_yolo.data.folder import describe_folder
 from sp_yolo.data.loader import Batch, Loader, build_loader, collate
 from sp_yolo.data.toy import ensure_toy_dataset
 
@@ -14,5 +15,6 @@ __all__ = [
     "SampleMeta",
     "build_loader",
     "collate",
+    "describe_folder",
     "ensure_toy_dataset",
 ]

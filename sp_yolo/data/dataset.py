@@ -50,9 +50,9 @@ class DetectionDataset:
     this machine keep images of their own. ``hyp``: the augmentation's hyperparameters, needed with ``augment``.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
-    ``ground_truth()``; ``warnings``: one line per faulty file; ``counts``: what was found and dropped;
-    ``batch_indices``: the groups of a rect dataset, else None; ``cache_note``: what was cached, in one line;
-    ``in_memory``: whether every image is.
+    ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
+    same in one counter; ``crowds``: how many of a class; ``batch_indices``: the groups of a rect dataset, else None;
+    ``cache_note``: what was cached, in one line; ``in_memory``: whether every image is.
 
     Raises:
         UserError: see ``index.scan``; later, an image that has become unreadable.
@@ -83,6 +83,7 @@ class DetectionDataset:
         self.hyp = dict(hyp or {})
         self.names = config.class_names(single_class)
         self.category_ids, self.warnings, self.counts = found.category_ids, found.warnings, found.counts
+        self.tally, self.crowds = found.tally, found.crowds
         self._entries = found.entries
         self.batch_indices: list[np.ndarray] | None = None
         self._input_hw = [(image_size, image_size)] * len(self._entries)
@@ -104,6 +105,10 @@ class DetectionDataset:
 
     def path(self, index: int) -> str:
         return self._entries[index].path
+
+    @property
+    def paths(self) -> list[str]:
+        return [entry.path for entry in self._entries]
 
     def item(self, index: int, epoch: int = 0, repeat: int = 0) -> Item:
         """One item; ``repeat`` tells apart the draws of an image that an epoch shows more than once."""

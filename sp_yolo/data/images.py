@@ -9,8 +9,14 @@ import struct
 import cv2
 import numpy as np
 
-# Extensions of the functional specification, data §5.1; the file's content decides the decoder.
-EXTENSIONS = frozenset({".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dng", ".webp", ".mpo"})
+# What pictures are called. Whether one can be read is for the decoder to say, by its content: a kind that it cannot
+# read (HEIC, SVG) is thus named, not passed over.
+_PICTURES = """avif bmp dib dng exr gif hdr heic heif jfif jp2 jpe jpeg jpg jxl mpo pbm pfm pgm pic png pnm ppm psd pxm
+    ras sr svg tif tiff webp"""
+# What lies beside pictures and is none: not worth opening to ask the decoder.
+_OTHER_FILES = "cache csv db gz html ini json jsonl log md mp4 names npy pt py tar tsv txt xlsx xml yaml yml zip"
+EXTENSIONS = frozenset(f".{word}" for word in _PICTURES.split())
+_OTHERS = frozenset(f".{word}" for word in _OTHER_FILES.split())
 NO_MEMORY = -4  # code of OpenCV's error when an allocation fails
 MIN_SIDE = 10  # px; smaller images are not trained on (spec data §5.2)
 
@@ -19,20 +25,31 @@ _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # A broken file is reported by us, in one line, with its name: not a second time by OpenCV.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 cv2.setNumThreads(0)  # images are small: threads inside one only compete with the training's
 
 
 class ImageFault(ValueError):
-    """This file cannot be used as an image. The message says why and leaves out the path."""
+    """This file cannot be used as an image. The message says why and leaves out the path; ``reason`` is to count by."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message.partition(":")[0].partition(" (")[0]
 
 
 def is_image_name(path: str | os.PathLike[str]) -> bool:
-    return os.path.splitext(path)[1].lower() in EXTENSIONS
+    """Whether this is a picture by its name or, where the name says nothing (``photo``, ``x.jpg_1``), for OpenCV."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in EXTENSIONS or suffix in _OTHERS:
+        return suffix in EXTENSIONS
+    try:
+        return bool(cv2.haveImageReader(os.fspath(path)))
+    except (cv2.error, UnicodeError):
+        return False
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Pixels of a file as uint8 [H, W, 3] in BGR order, upright: gray, alpha, CMYK and 16 bits are converted.
+    """Pixels of a file as uint8 [H, W, 3] in BGR order, upright: gray, alpha, CMYK, 16 bits and floats are converted.
 
     Raises:
         ImageFault: missing, empty, truncated, or no image.
@@ -60,7 +77,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         height, width = read_image(path).shape[:2]
         size = (width, height)
     if min(size) < MIN_SIDE:
-        raise ImageFault(f"{size[0]} x {size[1]} px is below {MIN_SIDE} px")
+        raise ImageFault(f"{size[0]} x {size[1]} px is below {MIN_SIDE} px", f"below {MIN_SIDE} px")
     return size
 
 
@@ -84,14 +101,60 @@ def _decode(data: bytes) -> np.ndarray:
     if data.startswith(_JPEG_START) and data.rfind(_JPEG_END) < 0:
         raise ImageFault("truncated JPEG")  # some OpenCV versions would fill the missing part with gray
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        # ANYDEPTH, because OpenCV's own way to 8 bits drops the lower byte: 12 bits in 16 turn nearly black
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if image is None and data[:4] in (b"II*\0", b"MM\0*"):  # gray floats: OpenCV makes no colours of them
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            image = cv2.merge([image] * 3) if image is not None and image.ndim == 2 else None
     except cv2.error as error:
         if error.code == NO_MEMORY:
             raise MemoryError from None
-        raise ImageFault(f"cannot be decoded: {error.err}") from None
+        raise ImageFault(_foreign(data) or f"cannot be decoded: {error.err}") from None
     if image is None:
-        raise ImageFault("truncated or not an image")
-    return image
+        raise ImageFault(_foreign(data) or "truncated or not an image")
+    return image if image.dtype == np.uint8 else _to_eight_bits(image)
+
+
+def _foreign(data: bytes) -> str:
+    """What a file really is that is called a picture and cannot be decoded; '' where nobody knows."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: fetch the picture with 'git lfs pull'"
+    if start[:14].lower() == b"<!doctype html" or start[:5].lower() == b"<html":
+        return "a web page: the download of the picture failed"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return "HEIC is not read by OpenCV: convert it to JPEG or PNG"
+    kinds = {
+        b"8BPS": "PSD",
+        b"<svg": "SVG",
+        b"\xff\x0a": "JPEG XL",
+        b"\0\0\0\x0cJXL ": "JPEG XL",
+        b"v/1\x01": "OpenEXR",
+    }
+    for mark, kind in kinds.items():
+        if start.startswith(mark) or data.startswith(mark) or (kind == "SVG" and b"<svg" in start):
+            return f"{kind} is not read by OpenCV: convert it to JPEG or PNG"
+    return ""
+
+
+def _to_eight_bits(image: np.ndarray) -> np.ndarray:
+    """Whole numbers lose what lies below the upper 8 of their 10, 12, 14 or 16 bits (the fewest that hold the largest
+    value: cameras store 12 bits in 16). Floats are taken for 0..1, else for 0..255, else scaled from their range.
+
+    Raises:
+        ImageFault: floats of which none is finite.
+    """
+    if np.issubdtype(image.dtype, np.integer):
+        largest = int(image.max())
+        bits = next((bits for bits in (8, 10, 12, 14, 16) if largest < 1 << bits), 32)
+        return (np.maximum(image, 0) >> (bits - 8)).astype(np.uint8)
+    finite = image[np.isfinite(image)]
+    if not finite.size:
+        raise ImageFault("no finite pixel")
+    low, high = min(float(finite.min()), 0.0), float(finite.max())
+    high = 1.0 if high <= 1 else 255.0 if high <= 255 else high
+    scaled = (np.nan_to_num(image, nan=low, posinf=high, neginf=low).astype(np.float64) - low) * (255 / (high - low))
+    return np.clip(scaled.round(), 0, 255).astype(np.uint8)
 
 
 def _jpeg_size(data: mmap.mmap) -> tuple[int, int] | None:

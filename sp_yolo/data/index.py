@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sp_yolo.config import DatasetConfig
-from sp_yolo.data.images import ImageFault, is_image_name, read_size
-from sp_yolo.data.labels import LabelFile, Problems, Segments, read_yolo, shorten
-from sp_yolo.data.labels_coco import CocoImage, coco_labels, read_coco
-from sp_yolo.data.labels_voc import read_voc, read_voc_list, voc_split
+from sp_yolo.config import SPLITS, DatasetConfig
+from sp_yolo.data.candidates import Candidate, Candidates, list_candidates
+from sp_yolo.data.foreign import find_foreign
+from sp_yolo.data.images import ImageFault, read_size
+from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, read_yolo, survey_rows
+from sp_yolo.data.labels_coco import CocoImage, coco_labels
+from sp_yolo.data.labels_voc import read_voc
+from sp_yolo.data.tally import NO_FILE, UNKNOWN_CLASS, UNREAD_IMAGE, Tally
 from sp_yolo.errors import UserError
 
 
@@ -38,227 +41,219 @@ class Entry:
 class Index:
     """The images of a split in order, what was wrong with the rest, and the ids that evaluation uses.
 
-    ``warnings``: one line per file (missing images share one). ``counts``: images, boxes, ignored, background,
-    missing images, broken images, and every reason for a dropped row.
+    ``warnings``: one line per file (missing images share one). ``tally``: what became of every image and object.
+    ``crowds``: [classes] objects of each that are crowds.
     """
 
     entries: list[Entry]
     category_ids: list[int]
     warnings: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+    crowds: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """images, boxes, ignored, background, missing images, broken images, and every reason for a dropped row."""
+        return self.tally.counts()
 
 
-@dataclass
-class _Candidate:
-    """An image of the split before it was looked at."""
+class _OneClass(dict[str, int]):
+    """Every name is the one class there is (--single-cls)."""
 
-    path: str
-    given_id: int | str | None
-    annotation: str | CocoImage  # label file, or the image's entry of a COCO file
-    source: Path  # what lists it
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the label files of a split are read."""
+
+    class_index: Mapping[str, int]
+    num_classes: int
+    keypoints: int
+    ambiguous: str
+    compat: bool
+
+    def labels(self, candidate: Candidate, size_wh: tuple[int, int]) -> LabelFile:
+        annotation = candidate.annotation
+        if isinstance(annotation, CocoImage):
+            return coco_labels(candidate.source, annotation, size_wh)
+        if annotation.endswith(".xml"):
+            return read_voc(annotation, self.class_index, size_wh)
+        return read_yolo(
+            annotation, self.num_classes, compat=self.compat, keypoints=self.keypoints, ambiguous=self.ambiguous
+        )
 
 
 def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compat: bool = False) -> Index:
     """List and check every image of ``split`` ("train", "val" or "test").
 
-    Broken images and rows are left out, counted and put into words in ``warnings``. With ``compat`` an image with any
-    bad row is left out as a whole, as the original does.
+    Broken images and rows are left out, counted and put into words in ``warnings``; so is an image whose labels cannot
+    be read at all. With ``compat`` an image with any bad row is left out as a whole, as the original does.
 
     Raises:
         UserError: the split is absent or has no usable image; a training split without a single box.
     """
-    names = config.names
+    any_class = single_class and len(config.names) == 1
     index = Index([], [])
-    category_ids: dict[int, int] = {}
-    candidates: list[_Candidate] = []
-    for entry in config.entries(split):
-        kind = _recognise(config, entry)
-        if kind == "coco":
-            candidates += _list_coco(config, split, entry, category_ids, index)
-        elif kind == "voc":
-            candidates += _list_voc(config, entry)
-        else:
-            candidates += _list_yolo(config, entry)
-    class_index = {name: position for position, name in enumerate(names)}
+    found = list_candidates(config, split, any_class=any_class)
+    index.warnings += [f"{split}: {note}" for note in found.notes]
+    for problems in found.problems:
+        _report(index, problems)
+    texts = [one.annotation for one in found.images if isinstance(one.annotation, str)]
+    ambiguous = "polygon" if compat else survey_rows([text for text in texts if text.endswith(".txt")])
+    names: Mapping[str, int] = {name: position for position, name in enumerate(config.names)}
+    count = 2**31 if any_class else len(config.names)
+    reading = _Reading(_OneClass() if any_class else names, count, config.keypoints, ambiguous, compat)
     missing: list[str] = []
-    kept: list[_Candidate] = []
-    for candidate in candidates:
+    kept: list[Candidate] = []
+    for candidate in found.images:
         try:
             size_wh = read_size(candidate.path)
         except ImageFault as fault:
-            if os.path.lexists(candidate.path):
-                index.counts["broken images"] += 1
-                index.warnings.append(f"{candidate.path}: {fault}: image skipped")
-            else:
-                missing.append(candidate.path)
+            _leave_out(index, candidate, fault, reading, missing)
             continue
-        found = _read_labels(candidate, class_index, size_wh, compat)
-        _report(index, found.problems)
-        if compat and found.problems.reasons:
-            index.counts["broken images"] += 1
+        labels = reading.labels(candidate, size_wh)
+        _report(index, labels.problems, candidate.path)
+        if labels.unread or (compat and labels.problems.reasons) or _is_emptied(labels):
+            _drop_image(index, candidate, labels)
             continue
-        _append(index, candidate, size_wh, found, single_class)
+        _append(index, candidate, size_wh, labels, single_class)
         kept.append(candidate)
     if missing:
-        index.counts["missing images"] = len(missing)
         index.warnings.append(f"{config.path}: {split}: {len(missing)} images do not exist, the first is {missing[0]}")
-    _require_content(config, split, index, bool(candidates))
+    for reason, count in index.tally.notes.items():
+        index.warnings.append(f"{split}: {count} x {reason}, first: {index.tally.examples[reason]}")
+    _note_unpaired(config, split, found, kept, index)
+    _require_content(config, split, index, kept)
     for one, image_id in zip(index.entries, _unique_ids(kept), strict=True):
         one.image_id = image_id
-    index.category_ids = [1] if single_class else _complete_ids(category_ids, len(names))
+    index.category_ids = [1] if single_class else _complete_ids(found.category_ids, len(config.names))
     return index
 
 
-def _recognise(config: DatasetConfig, entry: str) -> str:
-    """The format of one entry: as the YAML says, or by what is there."""
-    if config.format != "auto":
-        return config.format
-    if entry.endswith(".json"):
-        return "coco"
-    path = Path(entry)
-    if path.suffix == ".txt" and path.parent.parent.name == "ImageSets":
-        return "voc"
-    if not path.exists() and (path.parent / "ImageSets").is_dir() and (path.parent / "Annotations").is_dir():
-        return "voc"
-    return "yolo"
-
-
-def _list_yolo(config: DatasetConfig, entry: str) -> list[_Candidate]:
-    """A folder (searched to any depth) or a list file, sorted as strings (spec data §5.1)."""
-    path = Path(entry)
-    if path.is_dir():
-        found = [os.path.join(folder, name) for folder, _, files in os.walk(path, followlinks=True) for name in files]
-    elif path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: expected one image path per line: {error}") from None
-        found = [
-            _listed_path(line.strip(), f"{path}:{number}", path.parent, config.root)
-            for number, line in enumerate(lines, 1)
-            if line.strip()
-        ]
-    else:
-        raise UserError(f"{config.path}: no such file or folder: {path}")
-    images = sorted(name for name in found if is_image_name(name))
-    if not images:
-        raise UserError(f"{path}: no image in it ({len(found)} other files)")
-    return [_Candidate(name, Path(name).stem, _label_path(name), path) for name in images]
-
-
-def _listed_path(line: str, where: str, folder: Path, root: Path) -> str:
-    """``./x`` is relative to the list file's folder; other relative paths start at the working directory, else at the
-    root. An absolute path is followed; a relative one with ``..`` must end below the root or the list file's folder.
-
-    Raises:
-        UserError: it leads out of both.
-    """
-    base = folder if line.startswith("./") else "" if os.path.exists(line) else root
-    path = os.path.abspath(os.path.join(base, line))  # whole, so that its label is found beside ``images``
-    if ".." in Path(line).parts and not os.path.isabs(line):
-        homes = (os.path.abspath(root), os.path.abspath(folder))
-        if not any(Path(path).is_relative_to(home) for home in homes):
-            raise UserError(
-                f"{where}: {shorten(line)} leads out of the dataset root {root} and of the list's folder: "
-                "write an absolute path, or set root:"
-            )
-    return path
-
-
-def _label_path(image: str) -> str:
-    """.../images/x.jpg -> .../labels/x.txt: the first ``/images/``, or the last where that leads nowhere."""
-    marker, stem = f"{os.sep}images{os.sep}", os.path.splitext(image)[0]
-    first = stem.replace(marker, f"{os.sep}labels{os.sep}", 1) + ".txt"
-    if stem.count(marker) > 1 and not os.path.isdir(os.path.dirname(first)):
-        before, _, after = stem.rpartition(marker)
-        return f"{before}{os.sep}labels{os.sep}{after}.txt"
-    return first
-
-
-def _list_voc(config: DatasetConfig, entry: str) -> list[_Candidate]:
-    folder, _, listed = voc_split(entry, config.root)
-    images, annotations = folder / "JPEGImages", folder / "Annotations"
-    if not images.is_dir() or not annotations.is_dir():
-        raise UserError(f"{folder}: a VOC folder has JPEGImages and Annotations")
-    present = {os.path.splitext(name)[0]: name for name in sorted(os.listdir(images)) if is_image_name(name)}
-    return [
-        _Candidate(str(images / present.get(name, f"{name}.jpg")), name, str(annotations / f"{name}.xml"), listed)
-        for _, name in read_voc_list(listed)
-    ]
-
-
-def _list_coco(
-    config: DatasetConfig, split: str, entry: str, category_ids: dict[int, int], index: Index
-) -> Iterator[_Candidate]:
-    document = read_coco(entry, config.names)
-    for position, identifier in document.category_ids.items():
-        category_ids.setdefault(position, identifier)
-    _report(index, document.problems)
-    folder = _image_folder(config, split, document.path, [image.file_name for image in document.images])
-    for image in document.images:
-        path = os.path.normpath(folder / image.file_name)
-        if not Path(path).is_relative_to(os.path.normpath(folder)):
-            raise UserError(f"{entry}: file_name {image.file_name!r} leads out of the image folder {folder}")
-        yield _Candidate(path, image.image_id, image, document.path)
-
-
-def _image_folder(config: DatasetConfig, split: str, document: Path, file_names: Sequence[str]) -> Path:
-    """The YAML's ``images``, or the first usual place that holds one of the first images."""
-    if split in config.images:
-        return config.images[split]
-    year = document.stem.rpartition("_")[2]  # instances_val2017 -> val2017
-    bases = (config.root, document.parent, document.parent.parent)
-    folders = [base / below for base in bases for below in ("images", ".", "JPEGImages")]
-    places = [place for folder in folders for place in (folder / split, folder / year, folder)]
-    for place in places:
-        if any((place / name).is_file() for name in file_names[:20]):
-            return place
-    shown = file_names[0] if file_names else "(the file lists none)"
-    raise UserError(f"{document}: its image {shown} is in no usual place; set 'images:' in {config.path}")
-
-
-def _read_labels(
-    candidate: _Candidate, class_index: dict[str, int], size_wh: tuple[int, int], compat: bool
-) -> LabelFile:
-    if isinstance(candidate.annotation, CocoImage):
-        return coco_labels(candidate.source, candidate.annotation, size_wh)
-    if candidate.annotation.endswith(".xml"):
-        return read_voc(candidate.annotation, class_index, size_wh)
-    return read_yolo(candidate.annotation, len(class_index), compat=compat)
-
-
-def _report(index: Index, problems: Problems) -> None:
+def _report(index: Index, problems: Problems, picture: str = "") -> None:
+    index.tally.dropped.update(problems.reasons)
+    index.tally.notes.update(problems.notes)
+    for reason, words in problems.examples.items():
+        index.tally.example(reason, words, picture)
     if problems.reasons:
-        index.counts.update(problems.reasons)
         index.warnings.append(str(problems))
 
 
-def _append(
-    index: Index, candidate: _Candidate, size_wh: tuple[int, int], found: LabelFile, single_class: bool
-) -> None:
+def _leave_out(index: Index, candidate: Candidate, fault: ImageFault, reading: _Reading, missing: list[str]) -> None:
+    """Count an image that cannot be used, with the objects that are labelled on it."""
+    words = f"{candidate.path}: {fault}: image skipped"
+    if os.path.lexists(candidate.path):
+        index.tally.unread[fault.reason] += 1
+        index.tally.example(fault.reason, words)
+        index.warnings.append(words)
+    else:
+        index.tally.unread[NO_FILE] += 1
+        index.tally.example(NO_FILE, f"{candidate.path} (of {candidate.source})")
+        missing.append(candidate.path)
+    if isinstance(candidate.annotation, CocoImage):
+        objects = len(candidate.annotation.annotations)
+    else:
+        labels = reading.labels(candidate, (2**30, 2**30))
+        objects = labels.problems.reasons.total() + len(labels.labels) + _ignored(labels)
+    if objects:
+        index.tally.dropped[UNREAD_IMAGE] += objects
+        index.tally.example(UNREAD_IMAGE, words)
+
+
+def _drop_image(index: Index, candidate: Candidate, labels: LabelFile) -> None:
+    """An image whose labels cannot be read, or with a bad row under --compat: it would be taken for background."""
+    reason = labels.unread or ("no usable label" if _is_emptied(labels) else "label file with a bad row (--compat)")
+    index.tally.unread[reason] += 1
+    index.tally.example(reason, str(labels.problems))
+    rest = len(labels.labels) + _ignored(labels)
+    if rest:
+        index.tally.dropped[reason] += rest
+    if not rest:
+        index.warnings[-1] += ": image skipped"
+
+
+def _is_emptied(labels: LabelFile) -> bool:
+    """Whether every object on an image was dropped; one with objects only of classes not asked for is background."""
+    reasons = {reason for reason, count in labels.problems.reasons.items() if count}
+    return bool(reasons - {UNKNOWN_CLASS}) and not len(labels.labels) and not _ignored(labels)
+
+
+def _ignored(labels: LabelFile) -> int:
+    return int((labels.truth[:, 6] > 0).sum()) if labels.truth is not None else 0
+
+
+def _append(index: Index, candidate: Candidate, size_wh: tuple[int, int], found: LabelFile, single_class: bool) -> None:
+    if found.truth is not None:
+        index.crowds.update(found.truth[found.truth[:, 6] == CROWD, 0].astype(int).tolist())
     if single_class:
         found.labels[:, 0] = 0
         if found.truth is not None:
             found.truth[:, 0] = 0
+    tally = index.tally
     if isinstance(candidate.annotation, str) and not len(found.labels) and not os.path.exists(candidate.annotation):
-        index.counts["missing label files"] += 1
-    index.counts["images"] += 1
-    index.counts["boxes"] += len(found.labels)
-    index.counts["background"] += not len(found.labels)
-    index.counts["ignored"] += int((found.truth[:, 6] > 0).sum()) if found.truth is not None else 0
+        tally.no_label_file += 1
+        tally.example("no label file", f"{candidate.annotation} does not exist", candidate.path)
+    elif len(found.labels):
+        tally.labelled += 1
+    else:
+        tally.background += 1
+    tally.boxes += len(found.labels)
+    tally.ignored += _ignored(found)
     index.entries.append(Entry(candidate.path, 0, size_wh, found.labels, found.segments, found.truth))
 
 
-def _require_content(config: DatasetConfig, split: str, index: Index, listed: bool) -> None:
+def _note_unpaired(
+    config: DatasetConfig, split: str, found: Candidates, kept: Sequence[Candidate], index: Index
+) -> None:
+    """Say which images have no label file and which label files no image, once each."""
+    tally = index.tally
+    if tally.no_label_file:
+        first = tally.examples["no label file"]
+        index.warnings.append(f"{split}: {tally.no_label_file} of {tally.found} images have no label file: {first}")
+    orphans = found.finder.orphans()
+    if orphans:
+        stems = {Path(candidate.path).stem for candidate in found.images} | _stems_of_others(config, split)
+        orphans = [path for path in orphans if Path(path).stem not in stems]
+    if orphans:
+        tally.orphans = len(orphans)
+        tally.example("label file without image", f"{orphans[0]} has no image")
+        index.warnings.append(f"{split}: {len(orphans)} label files have no image, e.g. {orphans[0]}")
+
+
+def _stems_of_others(config: DatasetConfig, split: str) -> set[str]:
+    """Names of the images of the other splits, which may share a label folder with this one."""
+    stems: set[str] = set()
+    for other in SPLITS:
+        if other != split and getattr(config, other):
+            try:
+                stems |= {Path(candidate.path).stem for candidate in list_candidates(config, other).images}
+            except UserError:
+                continue
+    return stems
+
+
+def _require_content(config: DatasetConfig, split: str, index: Index, kept: Sequence[Candidate]) -> None:
+    tally = index.tally
     first = f"; first: {index.warnings[0]}" if index.warnings else ""
     if not index.entries:
-        found = "no usable image" if listed else "no image"
-        raise UserError(f"{config.path}: {split}: {found} in {', '.join(config.entries(split))}{first}")
-    if split == "train" and not index.counts["boxes"]:
-        raise UserError(f"{config.path}: train: not one labelled object in {len(index.entries)} images{first}")
+        what = "no usable image" if tally.found else "no image"
+        raise UserError(f"{config.path}: {split}: {what} in {', '.join(config.entries(split))}{first}")
+    if split == "train" and not tally.boxes:
+        crowds = sum(index.crowds.values())
+        why = f": all {crowds} objects are crowds (iscrowd = 1)" if crowds and crowds == tally.ignored else first
+        looked = next((one.annotation for one in kept if isinstance(one.annotation, str)), None)
+        if tally.no_label_file == tally.used and looked:
+            foreign = find_foreign(dict.fromkeys((Path(kept[0].path).parent, config.root)))
+            why = f": no label file was found, the first looked for is {looked}{f'; {foreign}' if foreign else ''}"
+        raise UserError(f"{config.path}: train: not one labelled object in {len(index.entries)} images{why}")
 
 
-def _unique_ids(candidates: Sequence[_Candidate]) -> list[int]:
+def _unique_ids(candidates: Sequence[Candidate]) -> list[int]:
     """The given ids where all are different whole numbers (file names such as 000123 count), else 1, 2, 3, ..."""
     given = [str(candidate.given_id) for candidate in candidates]
     if all(text.isdecimal() and len(text) < 18 for text in given):

@@ -7,6 +7,7 @@ where one bad row excludes the whole image, is followed with ``compat``).
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,26 +15,43 @@ from pathlib import Path
 
 import numpy as np
 
+from sp_yolo.config.text import LABEL_BYTES, NotText, read_text
+from sp_yolo.data.rows import BadRow, RowRules, is_sure_polygon, parse_row
+
 Segments = list[np.ndarray]  # one [k, 2] float32 polygon per box, [0, 2] where the box has none
 
 
 @dataclass
 class Problems:
-    """What was wrong in one annotation file: the first place and reason in words, all of them counted."""
+    """What was wrong in one annotation file: the first place and reason in words, all of them counted.
 
-    first: str = ""
+    ``reasons``: dropped objects. ``notes``: what was odd and kept. ``examples``: the first of each reason in words.
+    """
+
     reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, where: str, reason: str, detail: str) -> None:
+    def add(self, where: str, reason: str, detail: str, count: int = 1) -> None:
         """``where`` is file:line, ``reason`` a fixed phrase to count by, ``detail`` the value and the rule."""
-        self.first = self.first or f"{where}: {reason}: {detail}"
-        self.reasons[reason] += 1
+        self.examples.setdefault(reason, f"{where}: {reason}: {detail}")
+        self.reasons[reason] += count
+
+    def note(self, where: str, reason: str, detail: str) -> None:
+        """Something odd for which no object was dropped."""
+        self.examples.setdefault(reason, f"{where}: {reason}: {detail}")
+        self.notes[reason] += 1
 
     def __str__(self) -> str:
-        total = sum(self.reasons.values())
-        return f"{self.first} (and {total - 1} more in this file)" if total > 1 else self.first
+        """The first dropped object, or the first note where none was dropped; '' where there is nothing."""
+        counter = self.reasons or self.notes
+        if not counter:
+            return ""
+        total, first = sum(counter.values()), self.examples[next(iter(counter))]
+        return f"{first} (and {total - 1} more in this file)" if total > 1 else first
 
 
+SURVEYED, FEW_ROWS = 500, 2  # label files looked at; rows from which on "all alike" means something
 # Last column of ``truth``: one detection on a difficult object is excused, on a crowd any number.
 DIFFICULT, CROWD = 1.0, 2.0
 
@@ -44,13 +62,19 @@ class LabelFile:
 
     ``labels`` [n, 5] float32: class, cx, cy, w, h normalised to the image. ``segments``: normalised polygons, or None
     when no object has one. ``truth`` [m, 7] float64: class, x, y, w, h, area in px, and 0, DIFFICULT or CROWD (both are
-    ignored): what evaluation sees, None when that is just ``labels``.
+    ignored): what evaluation sees, None when that is just ``labels``. ``unread``: why the file could not be read.
     """
 
     labels: np.ndarray
     segments: Segments | None = None
     truth: np.ndarray | None = None
     problems: Problems = field(default_factory=Problems)
+    unread: str = ""
+
+    def give_up(self, where: str, reason: str, detail: str, count: int) -> None:
+        """The file cannot be read: the ``count`` objects that its bytes seem to hold are dropped for ``reason``."""
+        self.unread = reason
+        self.problems.add(where, reason, detail, count)
 
 
 def empty_labels() -> np.ndarray:
@@ -63,84 +87,79 @@ def shorten(value: object, limit: int = 40) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def read_yolo(path: str | Path, num_classes: int, *, compat: bool = False) -> LabelFile:
+def read_yolo(
+    path: str | Path, num_classes: int, *, compat: bool = False, keypoints: int = 0, ambiguous: str = "refuse"
+) -> LabelFile:
     """Read a YOLO txt file: per line ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 ...``, normalised.
 
     Whether a row is a box or a polygon is decided per line; with ``compat`` one row of more than 8 numbers makes every
-    row of the file a polygon (spec data §5.2). A missing file gives no rows: a background image.
+    row of the file a polygon (spec data §5.2). A missing file gives no rows: a background image. ``keypoints`` and
+    ``ambiguous`` as in ``RowRules``.
     """
     result = LabelFile(empty_labels())
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, LABEL_BYTES)
     except FileNotFoundError:
         return result
-    except (OSError, UnicodeDecodeError) as error:
-        result.problems.add(str(path), "unreadable label file", f"not text: {type(error).__name__}")
+    except (OSError, NotText) as error:
+        result.give_up(str(path), "unreadable label file", fault_words(error), count_lines(path))
         return result
     rows = [(number, line.split()) for number, line in enumerate(text.split("\n"), 1) if line and not line.isspace()]
-    shortest_polygon = 5 if compat and any(len(tokens) > 8 for _, tokens in rows) else 7
+    polygons = compat and any(len(tokens) > 8 for _, tokens in rows)
+    rules = RowRules(num_classes, keypoints, ambiguous, polygons, compat)
     labels: list[Sequence[float]] = []
     segments: Segments = []
     seen: set[tuple[float, ...]] = set()
     for number, tokens in rows:
+        where = f"{path}:{number}"
         try:
-            values = _parse_row(tokens, num_classes, shortest_polygon, seen)
+            row = parse_row(tokens, rules)
+            key = (*row.values, *row.polygon.ravel().tolist())
+            if key in seen:
+                raise BadRow("duplicate", "the same row stands above")
         except BadRow as bad:
-            result.problems.add(f"{path}:{number}", bad.reason, bad.detail)
+            result.problems.add(where, bad.reason, bad.detail)
             continue
-        polygon = np.empty((0, 2), np.float32)
-        if len(values) >= shortest_polygon:
-            polygon = np.array(values[1:], np.float32).reshape(-1, 2)
-            values = (values[0], *_extent(values[1::2], values[2::2]))
-        labels.append(values)
-        segments.append(polygon)
+        if row.note:
+            result.problems.note(where, row.note, f"{len(tokens)} columns")
+        seen.add(key)
+        labels.append(row.values)
+        segments.append(row.polygon)
     if labels:
         result.labels = np.array(labels, np.float32)
         result.segments = segments if any(len(polygon) for polygon in segments) else None
     return result
 
 
-class BadRow(ValueError):
-    """One object cannot be used: a fixed phrase to count by, and the value with its rule."""
+def survey_rows(paths: Sequence[str | Path]) -> str:
+    """What rows are that may be polygons as well as boxes with keypoints, by the company they keep in a sample of the
+    label files of a data set: "polygon", "keypoints", or "refuse" where both stand side by side."""
+    sure = unsure = 0
+    for path in paths[:: max(len(paths) // SURVEYED, 1)]:
+        try:
+            text = read_text(path, LABEL_BYTES)
+        except (OSError, NotText):
+            continue
+        for line in text.split("\n"):
+            verdict = is_sure_polygon(line.split())
+            sure, unsure = sure + (verdict is True), unsure + (verdict is False)
+    if not unsure:
+        return "refuse"
+    return "keypoints" if not sure and unsure >= FEW_ROWS else "polygon" if sure >= 9 * unsure else "refuse"
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
-
-def _parse_row(
-    tokens: list[str], num_classes: int, shortest_polygon: int, seen: set[tuple[float, ...]]
-) -> tuple[float, ...]:
-    """The numbers of one row; ``seen`` holds the rows before it and gains this one."""
-    count = len(tokens)
-    if count != 5 and (count < shortest_polygon or count % 2 == 0):
-        raise BadRow("wrong column count", f"{count} columns (5 for a box; 7, 9, ... for a polygon)")
+def count_lines(path: str | Path) -> int:
+    """Lines with something on them in a file that is no text; 0 where it cannot be read or is too large."""
     try:
-        values = tuple(map(float, tokens))
-    except ValueError:
-        raise BadRow("not a number", shorten(" ".join(tokens))) from None
-    if not all(map(math.isfinite, values)):
-        raise BadRow("not finite", shorten(" ".join(tokens)))
-    if values[0] != int(values[0]) or values[0] < 0:
-        raise BadRow("bad class", f"{tokens[0]} is not a whole number from 0")
-    if values[0] >= num_classes:
-        raise BadRow("class beyond nc", f"class {int(values[0])}, but the names are 0..{num_classes - 1}")
-    low, high = min(values[1:]), max(values[1:])
-    if low < 0 or high > 1:
-        raise BadRow("outside the image", f"{low if low < 0 else high:g} is not in [0, 1]")
-    _, _, width, height = _extent(values[1::2], values[2::2]) if count >= shortest_polygon else values[1:]
-    if width <= 0 or height <= 0:
-        raise BadRow("zero area", f"width {width:g}, height {height:g}")
-    if values in seen:
-        raise BadRow("duplicate", "the same row stands above")
-    seen.add(values)
-    return values
+        data = b"" if os.stat(path).st_size > LABEL_BYTES else Path(path).read_bytes()
+    except OSError:
+        return 0
+    return sum(1 for line in data.splitlines() if line.strip(b" \t\0"))
 
 
-def _extent(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
-    """(cx, cy, w, h) of the points."""
-    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+def fault_words(error: Exception) -> str:
+    """Why a file cannot be read, without its path."""
+    return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
 def clip_box(box_xyxy: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:

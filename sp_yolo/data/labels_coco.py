@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sp_yolo.data.labels import CROWD, BadRow, LabelFile, Problems, Segments, clip_box, empty_labels, shorten
+from sp_yolo.config.text import read_text
+from sp_yolo.data.foreign import foreign_words
+from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, clip_box, empty_labels, fault_words, shorten
+from sp_yolo.data.rows import BadRow
 from sp_yolo.errors import UserError
 
 
@@ -35,27 +38,35 @@ class CocoFile:
     problems: Problems
 
 
-def read_coco(path: str | Path, names: Sequence[str]) -> CocoFile:
+def read_coco(path: str | Path, names: Sequence[str], *, any_class: bool = False) -> CocoFile:
     """Read a COCO instances file. Categories are matched to ``names`` by name; others are dropped and counted.
+
+    An image that is listed again under another id (exports put together) gets the annotations of both.
+    ``any_class``: every category is the one class there is.
 
     Raises:
         UserError: no JSON, not of the COCO form, ids that are not unique, or no category among ``names``.
     """
     path = Path(path)
     images, categories, annotations = _sections(path)
-    class_of, category_ids = _map_categories(path, categories, names)
-    known = {_key(category["id"]) for category in categories}
+    used = {_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
+    class_of, category_ids = _map_categories(path, categories, names, used, any_class)
+    known = {_key(category["id"]): category["name"] for category in categories}
     by_key: dict[str, CocoImage] = {}
+    by_name: dict[str, CocoImage] = {}
+    problems = Problems()
     for position, image in enumerate(images):
         where = f"{path}: images[{position}]"
         if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"]:
             raise UserError(f"{where}: expected an object with a file_name, found {shorten(image)}")
         key = _checked_key(image, where)
-        if key in by_key:
+        name = image["file_name"].replace("\\", "/")
+        if key in by_key and by_key[key].file_name != name:
             raise UserError(f"{where}: image id {shorten(image['id'])} appears twice")
         declared = (image.get("width"), image.get("height"))
-        by_key[key] = CocoImage(image["file_name"], image["id"], declared, [])
-    problems = Problems()
+        if name in by_name:
+            problems.note(where, "image listed twice", f"file_name {shorten(name)}: taken as one image")
+        by_key[key] = by_name.setdefault(name, CocoImage(name, image["id"], declared, []))
     for position, annotation in enumerate(annotations):
         where = f"{path}: annotations[{position}]"
         if not isinstance(annotation, dict):
@@ -67,10 +78,29 @@ def read_coco(path: str | Path, names: Sequence[str]) -> CocoFile:
         elif category not in known:
             problems.add(where, "unknown category", f"category_id {shorten(annotation.get('category_id'))}")
         elif category not in class_of:
-            problems.add(where, "unknown class", f"category_id {annotation['category_id']} is not among the names")
+            problems.add(where, "unknown class", f"{shorten(known[category])} is not among the names")
         else:
             owner.annotations.append((position, annotation, class_of[category]))
-    return CocoFile(path, list(by_key.values()), category_ids, problems)
+    return CocoFile(path, list(by_name.values()), category_ids, problems)
+
+
+def read_categories(paths: Sequence[str]) -> list[str]:
+    """Class names of COCO files in the order of their ids: the categories that have annotations, or all where none has.
+
+    Raises:
+        UserError: as ``read_coco``.
+    """
+    names: dict[str, None] = {}
+    spare: dict[str, None] = {}
+    for path in paths:
+        _, categories, annotations = _sections(Path(path))
+        used = {_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
+        ordered = sorted(categories, key=lambda category: (len(_key(category["id"])), _key(category["id"])))
+        names |= dict.fromkeys(category["name"] for category in ordered if _key(category["id"]) in used)
+        spare |= dict.fromkeys(category["name"] for category in ordered)
+    if not names and not spare:
+        raise UserError(f"{paths[0]}: no category in it")
+    return list(names or spare)
 
 
 def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> LabelFile:
@@ -80,7 +110,7 @@ def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> Label
     """
     width, height = size_wh
     result = LabelFile(empty_labels(), truth=np.zeros((0, 7)))
-    labels: list[tuple[float, ...]] = []
+    labels: dict[tuple[float, ...], None] = {}
     truth: list[tuple[float, ...]] = []
     segments: Segments = []
     for position, annotation, index in image.annotations:
@@ -88,23 +118,23 @@ def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> Label
         try:
             x, y, w, h = _box(annotation)
             x1, y1, x2, y2 = clip_box((x, y, x + w, y + h), width, height)
-            crowd = annotation.get("iscrowd", 0) not in (0, None)
+            crowd = _is_crowd(annotation.get("iscrowd"))
             truth.append((index, x, y, w, h, _area(annotation.get("area"), w * h), CROWD if crowd else 0.0))
             if crowd:
                 continue
             row = (index, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             if row in labels:
                 raise BadRow("duplicate", "the same box stands above")
-            labels.append(row)
+            labels[row] = None
             segments.append(_polygon(annotation.get("segmentation"), width, height))
         except BadRow as bad:
             result.problems.add(where, bad.reason, bad.detail)
     declared = image.declared_wh
     if declared not in ((None, None), (0, 0), (width, height)):
         detail = f"{shorten(declared)}, the image has {(width, height)} px; boxes kept"
-        result.problems.add(f"{path}: {image.file_name}", "declared size differs", detail)
+        result.problems.note(f"{path}: {image.file_name}", "declared size differs", detail)
     if labels:
-        result.labels = np.array(labels, np.float32)
+        result.labels = np.array(list(labels), np.float32)
         result.segments = segments if any(len(polygon) for polygon in segments) else None
     if truth:
         result.truth = np.array(truth, np.float64)
@@ -114,13 +144,17 @@ def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> Label
 def _sections(path: Path) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
     """The three lists of a COCO file; categories are checked in full."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: expected a COCO object with images, annotations and categories")
+        words = fault_words(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: cannot be read as JSON: {words[0]}") from None
+    if not isinstance(document, dict) or "images" not in document:
+        foreign = foreign_words(path)
+        if foreign or not isinstance(document, dict):
+            which = foreign or "expected a COCO object with images, annotations and categories"
+            raise UserError(f"{path}: {which}")
     images, annotations, categories = (document.get(key) for key in ("images", "annotations", "categories"))
     for key, section in (("images", images), ("categories", categories), ("annotations", annotations or [])):
         if not isinstance(section, list):
@@ -133,22 +167,38 @@ def _sections(path: Path) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
 
 
 def _map_categories(
-    path: Path, categories: Sequence[dict[str, Any]], names: Sequence[str]
+    path: Path, categories: Sequence[dict[str, Any]], names: Sequence[str], used: set[str], any_class: bool
 ) -> tuple[dict[str, int], dict[int, int]]:
-    """(category key -> class index, class index -> integer category id)."""
+    """(category key -> class index, class index -> integer category id).
+
+    Several categories of one name are one class; its id is that of the first that is ``used``: Roboflow writes the
+    project's name as a category of its own, which may be the name of a class as well.
+    """
     index_of = {name: index for index, name in enumerate(names)}
     class_of: dict[str, int] = {}
-    for category in categories:
-        if category["name"] in index_of:
-            if _key(category["id"]) in class_of or index_of[category["name"]] in class_of.values():
-                raise UserError(f"{path}: category {shorten(category['name'])} or its id appears twice")
-            class_of[_key(category["id"])] = index_of[category["name"]]
+    name_of: dict[str, str] = {}
+    ids: dict[int, str] = {}
+    for category in sorted(categories, key=lambda category: _key(category["id"]) not in used):
+        key, name = _key(category["id"]), category["name"]
+        if name_of.setdefault(key, name) != name:
+            raise UserError(
+                f"{path}: category id {shorten(category['id'])} appears twice, as {shorten(name_of[key])} too"
+            )
+        index = 0 if any_class else index_of.get(name, index_of.get(name.strip()))
+        if index is not None:
+            class_of[key] = index
+            ids.setdefault(index, key)
     if not class_of:
         found = shorten([category["name"] for category in categories], 80)
         raise UserError(f"{path}: none of its categories {found} is among the names {shorten(list(names), 80)}")
-    if all(key.isdecimal() for key in class_of):
-        return class_of, {index: int(key) for key, index in class_of.items()}
-    return class_of, {index: index + 1 for index in class_of.values()}
+    if all(key.isdecimal() for key in ids.values()):
+        return class_of, {index: int(key) for index, key in ids.items()}
+    return class_of, {index: index + 1 for index in ids}
+
+
+def _is_crowd(value: object) -> bool:
+    """``iscrowd`` as tools write it: 0, 1, "0", "1", true, false, nothing."""
+    return str(value).strip().lower() not in ("0", "0.0", "false", "none", "")
 
 
 def _key(identifier: object) -> str:

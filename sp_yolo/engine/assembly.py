@@ -17,6 +17,7 @@ from sp_yolo.engine.distributed import World, average, share
 from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.optimizer import build_optimizer
 from sp_yolo.engine.progress import Progress, RunningLoss
+from sp_yolo.engine.review import describe, require_little_loss, review
 from sp_yolo.engine.schedule import Schedule, fit_to_run, make_schedule
 from sp_yolo.engine.state import RunState
 from sp_yolo.eval import CocoEvaluator
@@ -37,7 +38,7 @@ def open_training_data(
 ) -> tuple[DetectionDataset, Loader, int]:
     """Training data, their loader, and images per iteration over all processes."""
     data, loader, batch_size = build.build_train_data(config, dataset, hyp, stride, device, world)
-    say(build.warnings_of(data))
+    say("\n".join([*dataset.notes, *describe("train", data)]))
     say(data.cache_note)
     if batch_size < config.batch_size:
         say(f"--batch-size {config.batch_size} lowered to the {batch_size} training images there are")
@@ -49,12 +50,14 @@ def open_training_data(
 def open_validation_data(
     config: Config,
     dataset: DatasetConfig,
+    train: DetectionDataset,
     stride: int,
     device: torch.device,
     world: World,
     say: Say,
 ) -> tuple[DetectionDataset, Loader, CocoEvaluator]:
-    """Validation data, or the training data where there are none; their loader and evaluator."""
+    """Validation data, or the training data where there are none; their loader and evaluator. Says what `check` would
+    warn of."""
     if not dataset.val:
         say(f"{dataset.path}: no 'val' split is given, validating on the training images")
     data, loader, evaluator = build.build_val_data(
@@ -68,7 +71,12 @@ def open_validation_data(
         device=device,
         world=world,
     )
-    say(build.warnings_of(data))
+    splits = {"train": train}
+    if dataset.val:
+        say("\n".join(describe("val", data)))
+        splits["val"] = data
+    require_little_loss(splits, accepted=config.accept_losses)
+    say("\n".join(f"warning: {line}" for line in review(splits, config.img_size[0])))
     return data, loader, evaluator
 
 

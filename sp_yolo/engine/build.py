@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sp_yolo.config import Config, DatasetConfig, find_file, load_dataset_config, load_hyp
-from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
+from sp_yolo.data import DetectionDataset, build_loader, describe_folder, ensure_toy_dataset
 from sp_yolo.data.images import read_image
 from sp_yolo.engine.distributed import World
 from sp_yolo.engine.inputs import size_grid
@@ -23,7 +23,6 @@ from sp_yolo.models.heads import IDetect
 
 DEFAULT_CFG = "yolov7-tiny"
 CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
-SHOWN_WARNINGS = 10  # of a split's faulty files; the rest is counted
 # What `train_sp.py` does when it is told nothing; the toy data are small and easy (docs/results.md).
 TOY_EPOCHS, TOY_BATCH, TOY_SIZE, TOY_HYP = 18, 8, 192, "sp.toy.yaml"
 EPOCHS, BATCH, SIZE = 300, 16, 640
@@ -31,7 +30,9 @@ TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a m
 
 
 def open_dataset(data: str, root: str | None) -> DatasetConfig:
-    """The dataset description, its data generated first where the YAML asks for it."""
+    """The description of a dataset YAML or of a folder; its data generated first where the YAML asks for it."""
+    if Path(data).is_dir() and not root:
+        return describe_folder(data)
     dataset = load_dataset_config(data, root)
     if dataset.generate == "toy":
         ensure_toy_dataset(dataset.root)
@@ -73,7 +74,7 @@ def chosen_recipe(config: Config) -> dict[str, Any]:
     Raises:
         UserError: data, recipe or weights are wrong.
     """
-    config = complete(config, load_dataset_config(config.data, config.overrides.get("root")))
+    config = complete(config, open_dataset(config.data, config.overrides.get("root")))
     model = build_model(config.cfg) if config.cfg else model_from_weights(config.weights)
     return choose_hyp(config, model)[1]
 
@@ -142,14 +143,6 @@ def freeze(model: DetectionModel, layers: tuple[int, ...], say: Any) -> None:
         raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing is left to train")
     if frozen:
         say(f"frozen: {frozen} tensors of {len(chosen)} layers (backbone is layers 0..{model.backbone_rows - 1})")
-
-
-def warnings_of(data: DetectionDataset) -> str:
-    """The first faulty files of a split, one line each, and how many more there are."""
-    more = len(data.warnings) - SHOWN_WARNINGS
-    return "\n".join(
-        [*data.warnings[:SHOWN_WARNINGS], *([f"... and {more} more files like these"] if more > 0 else [])]
-    )
 
 
 def loader_processes(asked: int, batch_size: int, device: torch.device, world: World, in_memory: bool) -> int:

@@ -17,31 +17,43 @@ def fitness(record: dict[str, Any]) -> float:
 
 @dataclass
 class Progress:
-    """``iteration``: batches trained on so far, over the whole run. ``records``: one per finished epoch."""
+    """``iteration``: batches trained on so far, over the whole run. ``records``: one per finished epoch.
+
+    ``best_epoch``: the last one with the best figures; ``gain_epoch``: the first, which patience counts from.
+    """
 
     iteration: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
     best_epoch: int = -1
+    gain_epoch: int = -1
     loss_sums: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
     loss_count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gain_epoch < 0:  # of a checkpoint that has not got it
+            self.gain_epoch = self.best_epoch
 
     def state(self) -> dict[str, Any]:
         """Numbers and words only, for a checkpoint; ``Progress(**state)`` gives it back."""
         return asdict(self)
 
     def close_epoch(self, record: dict[str, Any], validated: bool) -> bool:
-        """Append the record of a finished epoch; True when it is the best one yet."""
+        """Append the record of a finished epoch; True when none was better.
+
+        With equal figures the later epoch counts: where all are 0, the first would be the least trained.
+        """
         self.records.append(record)
         self.loss_sums, self.loss_count = [0.0] * len(PARTS), 0
-        improved = validated and fitness(record) > self.best
+        improved = validated and fitness(record) >= self.best
         if improved:
+            self.gain_epoch = record["epoch"] if fitness(record) > self.best else self.gain_epoch
             self.best, self.best_epoch = fitness(record), record["epoch"]
         return improved
 
     @property
     def epochs_without_gain(self) -> int:
-        return len(self.records) - 1 - self.best_epoch
+        return len(self.records) - 1 - self.gain_epoch
 
 
 class RunningLoss:

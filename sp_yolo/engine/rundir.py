@@ -110,15 +110,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-_CHANGEABLE = ("epochs", "device", "workers", "quiet", "patience", "save_every")
+_CHANGEABLE = ("epochs", "device", "workers", "quiet", "patience", "save_every", "accept_losses")
 
 
 def reopen(config: Config) -> tuple[Config, dict[str, Any], RunDir, str]:
     """``--resume``: the options the run was started with, its last checkpoint, its folder, lines to say or "".
 
     A damaged ``last.pt`` is replaced by the one before it. What the command line says now wins for --epochs, --device,
-    --workers, --quiet, --patience and --save-every; other options stay the run's own, and a line names those that were
-    given and are not followed.
+    --workers, --quiet, --patience, --save-every and --accept-losses; other options stay the run's own, and a line names
+    those that were given and are not followed.
 
     Raises:
         UserError: no checkpoint, one with finished weights only, or one outside a run directory.

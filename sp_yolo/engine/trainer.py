@@ -78,7 +78,9 @@ class Trainer:
                 self.config, self.dataset, self.hyp, *place
             )
             build.check_normalisable(self.config, len(self.train_data), self.batch_size, self.model, self.world)
-            self.val_data, self.val_loader, self.evaluator = open_validation_data(self.config, self.dataset, *place)
+            self.val_data, self.val_loader, self.evaluator = open_validation_data(
+                self.config, self.dataset, self.train_data, *place
+            )
             if not resumed and not config.noautoanchor:
                 labels, shapes = self.train_data.labels, self.train_data.shapes_wh
                 self.say(check_anchors(labels, shapes, self.model, self.config.img_size[0], self.hyp["anchor_t"]))
@@ -316,7 +318,8 @@ class Trainer:
         self.run.write_json("summary.json", summary)
         self.say(
             f"\n{len(history)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
-            f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}\n"
+            f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
+            f"{'' if self.val_data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
             f"run directory {path}\nweights       {best_path}\npictures      {path}/*.jpg, *.png"
         )
         return summary

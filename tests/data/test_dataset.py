@@ -33,7 +33,8 @@ def test_yolo_folder_counts_and_warns(tmp_path: Path) -> None:
     expected = {"images": 4, "boxes": 2, "background": 2, "missing label files": 1, "broken images": 2}
     assert {key: dataset.counts[key] for key in expected} == expected and dataset.counts["class beyond nc"] == 1
     text = "\n".join(dataset.warnings)
-    assert len(dataset.warnings) == 3 and "5.jpg: empty file" in text and "4.txt:2: class beyond nc: class 9" in text
+    assert len(dataset.warnings) == 4 and "5.jpg: empty file" in text and "4.txt:2: class beyond nc: class 9" in text
+    assert f"val: 1 of 6 images have no label file: {tmp_path}/labels/3.txt does not exist" in dataset.warnings
     np.testing.assert_allclose(dataset.labels[0], [[0, 0.5, 0.5, 0.2, 0.4]], atol=1e-7)
     assert dataset.shapes_wh.tolist() == [[60, 40]] * 4
 

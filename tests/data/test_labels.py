@@ -44,7 +44,7 @@ def test_yolo_compat_reads_the_whole_file_as_polygons(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ("0 0.5 0.5 0.2", "wrong column count"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "wrong column count"),
+        ("0 0.5 0.5 0.2 0.2 9", "wrong column count"),
         ("0 0.5 0.5 0.2 x", "not a number"),
         ("0 nan 0.5 0.2 0.2", "not finite"),
         ("0 0.5 0.5 inf 0.2", "not finite"),
@@ -70,7 +70,7 @@ def test_yolo_bad_row_is_dropped_and_named_once(tmp_path: Path, row: str, reason
 def test_yolo_without_rows_or_file_or_text(tmp_path: Path) -> None:
     assert _yolo(tmp_path, " \n\n").labels.shape == (0, 5)
     assert read_yolo(tmp_path / "none.txt", 3).labels.shape == (0, 5)
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\x00\x80")
     assert read_yolo(tmp_path / "binary.txt", 3).problems.reasons == {"unreadable label file": 1}
 
 
@@ -107,7 +107,7 @@ def test_a_box_across_the_border_is_clipped(tmp_path: Path) -> None:
 )
 def test_voc_fault_is_named_with_its_line(tmp_path: Path, xml: str, reason: str, line: int) -> None:
     found = _voc(tmp_path, f"<annotation>\n{xml}</annotation>")
-    assert found.problems.reasons == {reason: 1}
+    assert found.problems.reasons + found.problems.notes == {reason: 1}
     assert str(found.problems).startswith(f"{tmp_path / 'x.xml'}:{line}: {reason}: ")
 
 
@@ -123,7 +123,8 @@ def test_voc_fault_is_named_with_its_line(tmp_path: Path, xml: str, reason: str,
 )
 def test_voc_malformed(tmp_path: Path, xml: str) -> None:
     found = _voc(tmp_path, xml)
-    assert found.problems.reasons == {"malformed XML": 1} and len(found.labels) == 0
+    assert found.unread == "malformed XML" and len(found.labels) == 0
+    assert found.problems.reasons["malformed XML"] == xml.count("<object>")  # what is lost with the file
     assert "\n" not in str(found.problems)
 
 
@@ -246,7 +247,7 @@ def test_coco_polygons(tmp_path: Path) -> None:
         (coco_document(images=[{"id": 1, "file_name": "a"}, {"id": "1", "file_name": "b"}]), "appears twice"),
         (coco_document(images=[{"id": 1.5, "file_name": "a"}]), "id must be"),
         (coco_document(categories=[{"id": 1, "name": "zebra"}]), "none of its categories"),
-        (coco_document(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "appears twice"),
+        (coco_document(categories=[{"id": 1, "name": "a"}, {"id": "1", "name": "b"}]), "appears twice"),
         (coco_document(categories=["a"]), "expected an object with id and name"),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sp_yolo.config import HYP_RULES, load_dataset_config, load_hyp, parse_assignments, read_yaml
-from sp_yolo.data.labels import LabelFile, read_yolo
+from sp_yolo.data.labels import LabelFile, read_yolo, survey_rows
 from sp_yolo.data.labels_coco import coco_labels, read_coco
 from sp_yolo.data.labels_voc import read_voc
 from sp_yolo.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -37,19 +37,33 @@ def check_labels(found: LabelFile) -> None:
     assert "\n" not in str(found.problems)
 
 
+def encoded(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+    """Texts as bytes in the encodings that editors write."""
+    kinds = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "gbk"])
+    return st.tuples(texts, kinds).map(lambda pair: pair[0].encode(pair[1], "replace"))
+
+
 # -------------------------------------------------------------------------------------------------------------- YOLO
 NUMBERS = st.one_of(
     st.floats(0, 1).map(str),
     st.integers(-1, 4).map(str),
     st.sampled_from(["nan", "-inf", "1e400", "1_0", "x", "٣", "-0"]),
 )
-YOLO = st.one_of(st.lists(st.lists(NUMBERS, max_size=11).map(" ".join)).map("\n".join).map(str.encode), st.binary())
+KEYPOINT_ROWS = st.tuples(
+    st.lists(st.floats(0.3, 0.7), min_size=4, max_size=4), st.lists(st.sampled_from([0, 0.4, 0.6, 1, 2]), max_size=60)
+).map(lambda parts: " ".join(["1", *map(str, parts[0]), *map(str, parts[1])]))
+YOLO = st.one_of(
+    encoded(st.lists(KEYPOINT_ROWS, max_size=3).map("\n".join)),
+    st.lists(st.lists(NUMBERS, max_size=11).map(" ".join)).map("\n".join).map(str.encode),
+    st.binary(),
+)
 
 
 def check_yolo(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for compat in (False, True):
-        check_labels(read_yolo(path, 3, compat=compat))
+    for options in ({}, {"compat": True}, {"keypoints": 6}, {"ambiguous": "polygon"}, {"ambiguous": "keypoints"}):
+        check_labels(read_yolo(path, 3, **options))  # type: ignore[arg-type]
+    assert survey_rows([path]) in ("polygon", "keypoints", "refuse")
 
 
 # --------------------------------------------------------------------------------------------------------------- VOC
@@ -59,6 +73,7 @@ def voc_object(name: str, box: list[int]) -> str:
 
 
 TAGS = ["annotation", "object", "name", "bndbox", "xmin", "ymin", "xmax", "ymax", "difficult", "size", "width"]
+TAGS += ["polygon", "x1", "y1", "pt", "robndbox", "cx", "cy", "w", "h", "angle"]
 TOKENS = st.one_of(
     st.sampled_from([f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]),
     st.sampled_from(["a", "b", "c", "1", "20", "nan", "&lt;", "&x;", "<!DOCTYPE a>", "<![CDATA[3]]>", "\n", "-5"]),
@@ -70,6 +85,14 @@ NODES = st.recursive(
     ),
     max_leaves=20,
 )
+HEADS = [
+    "",
+    "\n ",
+    '<?xml version="1.0"?>',
+    '\n<?xml version="1.0" encoding="gbk"?>',
+    '<?xml encoding="utf-16"?>',
+    "<!DOCTYPE a>",
+]
 OBJECTS = st.lists(
     st.tuples(st.sampled_from(["a", "b", "z", ""]), st.lists(st.integers(-9, 70), min_size=4, max_size=4)), max_size=4
 ).map(lambda rows: "<annotation>" + "".join(voc_object(name, box) for name, box in rows) + "</annotation>")
@@ -79,6 +102,9 @@ VOC = st.one_of(
     OBJECTS.map(str.encode),
     st.binary(),
 )
+
+
+VOC = st.one_of(VOC, encoded(st.tuples(st.sampled_from(HEADS), OBJECTS).map("".join)))
 
 
 def check_voc(path: Path, data: bytes) -> None:
@@ -119,6 +145,7 @@ COCO = st.one_of(
     .map(str.encode),
     st.binary(),
 )
+COCO = st.one_of(COCO, encoded(SECTIONS.map(lambda rows: json.dumps(FRAME | {"annotations": rows}))))
 
 
 def check_coco(path: Path, data: bytes) -> None:
@@ -305,7 +332,6 @@ READERS: dict[str, tuple[Any, Callable[[Path, bytes], None]]] = {
     "voc": (VOC, check_voc),
     "coco": (COCO, check_coco),
     "config": (CONFIG, check_config),
-    "checkpoint": (None, check_checkpoint),
 }
 
 

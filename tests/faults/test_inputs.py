@@ -75,6 +75,8 @@ def test_every_kind_of_image_in_one_set(runs: Runs) -> None:
     everything = good | {name: data for name, (data, _) in bad.items()}
     data = yolo_set(runs.folder / "set", everything, {f"{Path(name).stem}.txt": ROW for name in everything})
     code, output = runs.train("--epochs", "1", data=data)
+    assert code == 2 and "--accept-losses trains on the rest" in output, output
+    code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
     assert code == 0, output
     assert "7 training images" in output
     for name, (_, reason) in bad.items():
@@ -99,6 +101,8 @@ def test_every_kind_of_label_row_in_one_set(runs: Runs) -> None:
     labels = {f"{name}.txt": f"{ROW}{row}\n" for name, (row, _) in rows.items()} | {"empty.txt": ""}
     data = yolo_set(runs.folder / "set", images, labels)
     code, output = runs.train("--epochs", "1", data=data)
+    assert code == 2 and "--accept-losses trains on the rest" in output, output
+    code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
     assert code == 0, output
     assert "8 training images" in output
     for name, (_, reason) in rows.items():
@@ -134,8 +138,12 @@ def test_every_kind_of_coco_fault_in_one_file(runs: Runs) -> None:
         ],
     )
     code, output = runs.train("--epochs", "1", data=data)
+    assert code == 2 and "--accept-losses trains on the rest" in output, output
+    code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
     assert code == 0, output
-    assert "4 training images" in output and "1 images do not exist, the first is" in output
+    # the one with the sound box and the one with the crowd; the others have no usable label, or do not exist
+    assert "2 training images" in output and "1 images do not exist, the first is" in output
+    assert "3 unread (2 no usable label, 1 no such file)" in output
     assert "annotations[1]: unknown image" in output and "(and 1 more in this file)" in output
     assert "zero area" in output and "not finite" in output
     assert json.loads((runs.weights().parent / "metrics.jsonl").read_text())["labels"] == 1
@@ -178,7 +186,11 @@ def test_every_kind_of_voc_fault_in_one_set(runs: Runs) -> None:
     data = root / "set.yaml"
     data.write_text(f"root: {root}\nformat: voc\ntrain: train\nval: train\nnames: [a, b, c, d, e, f]\n")
     code, output = runs.train("--epochs", "1", data=data)
+    assert code == 2 and "--accept-losses trains on the rest" in output, output
+    code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
     assert code == 0, output
+    assert "2 training images" in output  # those whose labels cannot be read are no background
+    assert "4 images found: 2 with labels, 0 background, 0 without label file, 2 unread (2 malformed XML)" in output
     assert "malformed.xml:2: malformed XML" in output
     assert "bomb.xml:1: malformed XML: a document type or entity is not allowed" in output
     assert "fields.xml:2: missing field: 'b' without <bndbox>" in output

@@ -94,13 +94,15 @@ def voc_tree(root: Path, annotation: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("x1", ["nan", "abc", "60"], ids=["nan", "word", "right of xmax"])
+@pytest.mark.parametrize("x1", ["nan", "abc", "40"], ids=["nan", "word", "no width"])
 def test_broken_voc_box_is_counted_and_training_goes_on(
     x1: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5) + "\n" + BOX.format("a", x1)))
-    assert main_train(small(data, "--epochs", "1")) == 0
+    assert main_train(small(data, "--epochs", "1")) == 2
+    assert "1 of 5 boxes would be lost" in one_line(capsys) and not (tmp_path / "runs").exists()
+    assert main_train(small(data, "--epochs", "1", "--accept-losses")) == 0
     assert "0.xml:2" in capsys.readouterr().out
 
 
@@ -110,7 +112,9 @@ def test_image_of_zero_bytes_is_counted(
     monkeypatch.chdir(tmp_path)
     data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5)))
     (tmp_path / "set" / "JPEGImages" / "2.jpg").write_bytes(b"")
-    assert main_train(small(data, "--epochs", "1")) == 0
+    assert main_train(small(data, "--epochs", "1")) == 2
+    assert "1 of 4 images unread (1 empty file)" in one_line(capsys)
+    assert main_train(small(data, "--epochs", "1", "--accept-losses")) == 0
     out = capsys.readouterr().out
     assert "2.jpg: empty file" in out and "3 training images" in out
 

@@ -1,0 +1,111 @@
+"""Which label file belongs to an image: where the original looks, and where people's tools put them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_PICTURE_WORDS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"})
+# In the order in which they are looked at.
+_LABEL_WORDS = ("labels", "label", "annotations", "annotation", "xml", "xmls", "txt")
+_HEAD = 4096  # bytes of a file that tell whether it is a label file
+
+
+class LabelFinder:
+    """Finds the label files of images; each folder is listed once.
+
+    ``suffixes``: kinds of label files in order of preference (".txt", ".xml").
+    """
+
+    def __init__(self, suffixes: Sequence[str]) -> None:
+        self._suffixes = suffixes
+        self._listed: dict[str, set[str]] = {}
+        self._places: dict[str, list[str]] = {}
+        self._inner: dict[Path, list[Path]] = {}
+        self._taken: dict[str, set[str]] = defaultdict(set)
+
+    def find(self, image: str) -> str:
+        """The label file of ``image``, or the path where the original would look for it if there is none."""
+        folder, name = os.path.split(image)
+        stem = os.path.splitext(name)[0]
+        if folder not in self._places:
+            self._places[folder] = [place for place in dict.fromkeys(self._candidates(folder)) if self._names(place)]
+        for suffix in self._suffixes:
+            for place in self._places[folder]:
+                if os.path.normcase(stem + suffix) in self._names(place):
+                    self._taken[place].add(os.path.normcase(stem + suffix))
+                    return os.path.join(place, stem + suffix)
+        return os.path.join(usual_folder(folder), stem + self._suffixes[0])
+
+    def orphans(self) -> list[str]:
+        """Label files to which no image was asked for, in folders where others were found, sorted."""
+        found = []
+        for place, taken in self._taken.items():
+            rest = self._names(place) - taken
+            paths = (os.path.join(place, name) for name in rest if name.endswith(tuple(self._suffixes)))
+            found += [path for path in paths if _holds_labels(path)]
+        return sorted(found)
+
+    def _candidates(self, folder: str) -> Iterator[str]:
+        """Label folders of an image folder, existing or not, the likeliest first."""
+        yield usual_folder(folder)
+        path = Path(folder)
+        parts = path.parts
+        for position in reversed(range(1, len(parts))):
+            if parts[position].lower() in _PICTURE_WORDS:
+                for sibling in self._label_folders(Path(*parts[:position])):
+                    yield str(sibling.joinpath(*parts[position + 1 :]))
+        yield folder
+        yield from map(str, self._label_folders(path))
+        for holder in (path.parent, path.parent.parent):  # labels/x or labels beside x, or beside images/x
+            for sibling in self._label_folders(holder):
+                yield str(sibling / path.name)
+                yield str(sibling)
+
+    def _label_folders(self, folder: Path) -> list[Path]:
+        """Folders right in ``folder`` that are called like labels, in whatever case; each folder is looked at once, as
+        many folders of images may share one above them."""
+        if folder not in self._inner:
+            try:
+                names = sorted(os.listdir(folder))
+            except OSError:
+                names = []
+            self._inner[folder] = [folder / name for word in _LABEL_WORDS for name in names if name.lower() == word]
+        return self._inner[folder]
+
+    def _names(self, folder: str) -> set[str]:
+        if folder not in self._listed:
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                names = []
+            self._listed[folder] = {os.path.normcase(name) for name in names if not name.startswith(".")}
+        return self._listed[folder]
+
+
+def usual_folder(folder: str) -> str:
+    """.../images/x -> .../labels/x: the first ``/images/``, or the last where that leads nowhere; else the same."""
+    marker = f"{os.sep}images{os.sep}"
+    whole = folder + os.sep
+    first = whole.replace(marker, f"{os.sep}labels{os.sep}", 1)
+    if whole.count(marker) > 1 and not os.path.isdir(first):
+        before, _, after = whole.rpartition(marker)
+        first = f"{before}{os.sep}labels{os.sep}{after}"
+    return first[:-1]
+
+
+def _holds_labels(path: str) -> bool:
+    """Whether a file without an image is a label file, and no list, class list or readme."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    if path.endswith(".xml"):
+        return b"<annotation" in head
+    try:
+        return len([float(word) for word in head.lstrip(b"\xef\xbb\xbf \r\n").splitlines()[0].split()]) >= 5
+    except (ValueError, IndexError):
+        return False
