@@ -18,6 +18,8 @@ from sp_yolo.optim.sp import SP
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # A layer that keeps fewer than this share of its weights hardly passes anything on.
 COLLAPSED = 0.01
+# torch.load(weights_only=True) is safe from here on (CVE-2026-24747).
+SAFE_TORCH = "2.10"
 # torch.quantile refuses larger inputs.
 _LARGEST_SAMPLE = 1 << 24
 
@@ -79,8 +81,14 @@ def saliency_report(source: SP | Mapping[str, Any] | nn.Module | str | PathLike[
 
     Raises:
         ValueError: the mapping holds neither weights nor an SP state; names of parameters are missing.
+        RuntimeError: a path, with a torch whose reader is not safe.
     """
     if isinstance(source, (str, PathLike)):
+        if torch.__version__ < SAFE_TORCH:
+            raise RuntimeError(
+                f"a file is read with torch {SAFE_TORCH} or newer only: torch.load of {torch.__version__} can be made to "
+                "run code (CVE-2025-32434, CVE-2026-24747); give the loaded content instead"
+            )
         return saliency_report(torch.load(source, map_location="cpu", weights_only=True))
     if isinstance(source, SP):
         groups, state = source.param_groups, source.state

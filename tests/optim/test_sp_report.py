@@ -86,3 +86,12 @@ def test_refusals(tmp_path):
         del group["param_names"]
     with pytest.raises(ValueError, match="param_names"):
         saliency_report({"model": model.state_dict(), "optimizer": saved})
+
+
+def test_a_file_is_not_read_by_a_torch_whose_reader_runs_code(monkeypatch, tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "weights.pt")
+    assert saliency_report(tmp_path / "weights.pt").tensors
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(RuntimeError, match="2.10 or newer"):
+        saliency_report(tmp_path / "weights.pt")
