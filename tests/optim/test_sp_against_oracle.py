@@ -190,20 +190,13 @@ SPOILT = {
     steeper: ["fast", "no metric", "no metric, coupled heavy ball"],
 }
 
-
 # The multi-tensor path does not ask the device: after a bad gradient its counters go on and the next pair is void.
-HOSTS = [path for path in PATHS if path != "foreach"]
+MET = [
+    (f, case, p) for f, cases in SPOILT.items() for case in cases for p in PATHS if (f, p) != (not_finite, "foreach")
+]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "case", "path"),
-    [
-        (spoil, case, path)
-        for spoil, cases in SPOILT.items()
-        for case in cases
-        for path in (HOSTS if spoil is not_finite else PATHS)
-    ],
-)
+@pytest.mark.parametrize(("spoil", "case", "path"), MET)
 def test_gradients_that_are_missing_not_finite_or_suddenly_steep(spoil, case, path):
     optimizer, oracle = run_sp(CASES[case], path, DTYPES[path], spoil=spoil)
     assert oracle.k == (STEPS - 4 if spoil is not_finite else STEPS)
