@@ -153,8 +153,7 @@ def test_the_shapes_have_runs_that_move_overlap_and_wrap():
 @in_float64
 def test_masks_are_the_oracles(path):
     optimizer, oracle = run_sp(CASES["fisher saliency"], path, torch.float64)
-    params = optimizer.param_groups[0]["params"]
-    prunable = [p for p in params if p.ndim > 1]
+    prunable = [p for p in optimizer.param_groups[0]["params"] if p.ndim > 1]
     for p, mask in zip(prunable, (mask for mask in oracle.mask[0] if mask.ndim > 1)):
         assert np.array_equal(optimizer.state[p]["mask"].numpy(), mask == 1)
     assert sum(int((p == 0).sum()) for p in prunable) == int(0.7 * sum(p.numel() for p in prunable))
@@ -191,9 +190,7 @@ SPOILT = {
 }
 
 # The multi-tensor path does not ask the device: after a bad gradient its counters go on and the next pair is void.
-MET = [
-    (f, case, p) for f, cases in SPOILT.items() for case in cases for p in PATHS if (f, p) != (not_finite, "foreach")
-]
+MET = [(f, case, p) for f in SPOILT for case in SPOILT[f] for p in PATHS if (f, p) != (not_finite, "foreach")]
 
 
 @pytest.mark.parametrize(("spoil", "case", "path"), MET)
