@@ -11,6 +11,7 @@ import pkgutil
 import runpy
 import signal
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def become(system: str) -> None:
     if system == "win32":
         os.open = _open  # type: ignore[assignment]
         ctypes.CDLL = _no_library  # type: ignore[assignment,misc]
+        handlers: Any = importlib.import_module("torch.utils.data._utils.signal_handling")
+        handlers.IS_WINDOWS = True  # torch looked while it was imported
+    # Python's own processes are this system's: their locks and pipes are handed on as Linux does it.
+    own = types.ModuleType("sys")
+    own.__dict__.update(sys.__dict__)
+    for name in ("synchronize", "queues", "connection", "spawn", "popen_spawn_posix", "reduction", "resource_tracker"):
+        module: Any = importlib.import_module(f"multiprocessing.{name}")
+        if hasattr(module, "sys"):
+            module.sys = own
     sys.platform = system
 
 
