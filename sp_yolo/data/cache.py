@@ -15,12 +15,15 @@ import numpy as np
 MEMORY_SHARE = 0.5  # of the free memory: the rest is the model's and the page cache's
 AUTO_SHARE = 0.1  # below this share of the free memory nobody needs to be asked
 _GIB = 2**30
+UNKNOWN_MEMORY = 2 * _GIB  # where the system does not say (Windows)
 
 Load = Callable[[int], np.ndarray]
 
 
 def free_memory() -> int:
     """Bytes that can be taken without swapping: the kernel's estimate, within the limit of the control group."""
+    if not hasattr(os, "sysconf"):
+        return UNKNOWN_MEMORY
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
         with open("/proc/meminfo", encoding="ascii") as file:

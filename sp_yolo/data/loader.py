@@ -290,4 +290,5 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 
 def _end_later(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch's own way to end a worker that hangs
-    signal.alarm(_GRACE)
+    if hasattr(signal, "alarm"):  # not on Windows, where torch ends a worker at once
+        signal.alarm(_GRACE)

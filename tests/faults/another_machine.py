@@ -25,7 +25,7 @@ MODULES = {
 }
 NAMES: dict[str, tuple[tuple[Any, str], ...]] = {
     "win32": (
-        *((os, name) for name in ("fork", "uname", "getuid", "getloadavg", "O_DIRECTORY", "mkfifo")),
+        *((os, name) for name in ("fork", "uname", "getuid", "getloadavg", "O_DIRECTORY", "mkfifo", "sysconf")),
         *((signal, name) for name in ("SIGCHLD", "SIGALRM", "SIGHUP", "SIGKILL", "SIGUSR1", "alarm", "setitimer")),
     ),
     "darwin": (),
