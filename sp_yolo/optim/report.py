@@ -86,8 +86,8 @@ def saliency_report(source: SP | Mapping[str, Any] | nn.Module | str | PathLike[
     if isinstance(source, (str, PathLike)):
         if torch.__version__ < SAFE_TORCH:
             raise RuntimeError(
-                f"a file is read with torch {SAFE_TORCH} or newer only: torch.load of {torch.__version__} can be made to "
-                "run code (CVE-2025-32434, CVE-2026-24747); give the loaded content instead"
+                f"a file is read with torch {SAFE_TORCH} or newer only: torch.load of {torch.__version__} can be made "
+                "to run code (CVE-2025-32434, CVE-2026-24747); give the loaded content instead"
             )
         return saliency_report(torch.load(source, map_location="cpu", weights_only=True))
     if isinstance(source, SP):

@@ -93,5 +93,5 @@ def test_a_file_is_not_read_by_a_torch_whose_reader_runs_code(monkeypatch, tmp_p
     assert saliency_report(tmp_path / "weights.pt").tensors
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
     monkeypatch.setattr(torch, "load", None)
-    with pytest.raises(RuntimeError, match="2.10 or newer"):
+    with pytest.raises(RuntimeError, match=r"2\.10 or newer"):
         saliency_report(tmp_path / "weights.pt")
