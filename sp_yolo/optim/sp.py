@@ -160,14 +160,19 @@ class SP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._advance()
+        return loss
+
+    # A compiled training step runs this as it is: there is nothing to fuse, and traced addresses and plans go stale.
+    @torch._disable_dynamo
+    def _advance(self) -> None:
         on_device = self._on_device()
         if self.param_groups[0]["mode"] == "paper":
             self._paper_step(on_device)
-            return loss
+            return
         plan = self._plan = current_plan(self._plan, self.param_groups, self.state, on_device)
         if plan.paths:
             self._step(plan, on_device)
-        return loss
 
     def _step(self, plan: Plan, on_device: bool) -> None:
         model = self._model(plan.batches[0].params[0].device if on_device else torch.device("cpu"))

@@ -42,7 +42,7 @@ def as_original(model: DetectionModel, modules: dict[str, types.ModuleType]) -> 
     """The same weights in objects of the original's classes, with the attributes that it hangs on its model."""
 
     def convert(module: nn.Module) -> nn.Module:
-        name = type(module).__name__
+        name = {"SameMaxPool": "SP"}.get(type(module).__name__, type(module).__name__)
         owner = next((m for m in modules.values() if hasattr(m, name)), None)
         if isinstance(module, DetectionModel):
             owner, name = modules["models.yolo"], "Model"
