@@ -58,7 +58,7 @@ def library() -> ctypes.CDLL | None:
         if not shared.exists():
             _build(compiler, shared)
         kernels = ctypes.CDLL(str(shared))
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: the user has no home
         with tempfile.TemporaryDirectory(prefix="sp-yolo-") as own:
             try:
                 kernels = ctypes.CDLL(str(_build(compiler, Path(own) / "kernels.so")))
