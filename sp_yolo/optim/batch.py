@@ -13,8 +13,6 @@ from sp_yolo.optim.damping import newest_weight, pair_map
 # The displacement is kept for one run of n / SHARE of a tensor's n elements, LEAST at least; eq. (22).
 SHARE = 16
 LEAST = 1024
-# Columns of a tensor's "secant": s'D^{-1}s, s's, <s, g>, x'x and the number of elements that they stand for.
-METRIC, SQUARE, SLOPE, WEIGHT, COUNT = range(5)
 
 
 def run_length(n: int) -> int:
@@ -29,8 +27,9 @@ class Batch:
     ``groups``: the parameter group of each, which is asked for lr, momentum and decay at every step. A tensor's state
     holds "step", the number of gradients so far; "momentum_buffer" v and, where metric or saliency need it,
     "square_avg" E[g^2], in the parameter's memory order; "displacement", s = x_k - x_{k-1} on the run of the last step;
-    "secant", the sums over it scaled up to the tensor (columns METRIC to COUNT, float64; zeros: no pair); while it is
-    pruned "mask" (False: x is held at zero; v there has no effect and is cleared when x is set free).
+    "secant", float64 [5], the sums over it scaled up to the tensor: s'D^{-1}s, s's, <s, g>, x'x and the number of
+    elements that they stand for (zeros: no pair); while it is pruned "mask" (False: x is held at zero; v there has no
+    effect and is cleared when x is set free).
     """
 
     params: list[Tensor]
@@ -46,6 +45,8 @@ class Batch:
         self.sizes = [p.numel() for p in self.params]
         self.lengths = [run_length(n) for n in self.sizes]
         self.places = [-(-n // length) if n else 1 for n, length in zip(self.sizes, self.lengths, strict=True)]
+        # (group, first, last + 1): tensors of one group stand beside each other.
+        self.spans = self._find_spans()
         self.scales = [n / max(length, 1) for n, length in zip(self.sizes, self.lengths, strict=True)]
         # One tensor for all, of which each state holds its row.
         self.secants = torch.stack([state["secant"] for state in self.states])
@@ -91,16 +92,13 @@ class Batch:
 
     def setting_rows(self) -> list[tuple[float, float, float]]:
         """(lr, momentum, weight decay) of each tensor, as host numbers."""
-        found = {
-            id(g): (float(g["lr"]), float(g["momentum"]), float(g["weight_decay"])) for g in self._distinct_groups()
-        }
-        return [found[id(group)] for group in self.groups]
+        rows: list[tuple[float, float, float]] = []
+        for group, first, last in self.spans:
+            own = (float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]))
+            rows += [own] * (last - first)
+        return rows
 
-    def _distinct_groups(self) -> list[dict[str, Any]]:
-        return list({id(group): group for group in self.groups}.values())
-
-    def spans(self) -> list[tuple[dict[str, Any], int, int]]:
-        """(group, first, last + 1): tensors of one group stand beside each other."""
+    def _find_spans(self) -> list[tuple[dict[str, Any], int, int]]:
         found: list[tuple[dict[str, Any], int, int]] = []
         for index, group in enumerate(self.groups):
             if found and found[-1][0] is group:
@@ -121,13 +119,13 @@ class Batch:
         """[3, T]: see ``pair_map``. Made anew only when a rate or a decay changes, without asking the device."""
         rows = [
             (lr_ref / group["lr"] if isinstance(group["lr"], Tensor) or group["lr"] > 0 else 0.0, group)
-            for group, _, _ in self.spans()
+            for group, _, _ in self.spans
         ]
         key = [(ratio, group["lr"] == 0, group["weight_decay"], group["decoupled"]) for ratio, group in rows]
         tensors = any(isinstance(ratio, Tensor) for ratio, _ in rows)
         if tensors or key != self._weights_key:
             self._weights_key = None if tensors else key
-            for (ratio, group), (_, first, last) in zip(rows, self.spans(), strict=True):
+            for (ratio, group), (_, first, last) in zip(rows, self.spans, strict=True):
                 part = self._weights_now[:, first:last]
                 moves = (group["lr"] > 0).to(part.dtype) if isinstance(ratio, Tensor) else float(group["lr"] > 0)
                 l2 = 0.0 if group["decoupled"] else group["weight_decay"]

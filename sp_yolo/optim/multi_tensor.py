@@ -141,7 +141,7 @@ class MultiTensor:
             torch._foreach_mul_(steps, lrs)
             torch._foreach_mul_(steps, gamma)
             return
-        for group, first, last in self.batch.spans():
+        for group, first, last in self.batch.spans:
             torch._foreach_mul_(steps[first:last], (group["lr"] * gamma).to(self.dtype).reshape(()))
 
     def _metric_runs(self, starts: list[int]) -> Tensor:
@@ -151,7 +151,7 @@ class MultiTensor:
         if len(set(momenta)) == 1:
             return root.div_(1.0 - momenta[0])
         bounds = [0, *torch.tensor(self.batch.lengths).cumsum(0).tolist()]
-        for _, first, last in self.batch.spans():
+        for _, first, last in self.batch.spans:
             root[bounds[first] : bounds[last]].div_(1.0 - momenta[first])
         return root
 

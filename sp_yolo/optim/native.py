@@ -140,7 +140,7 @@ class Native:
         self.table = (ctypes.c_int64 * len(rows))(*rows)
         self.scales = torch.tensor(batch.scales, dtype=torch.float64)
         self.sizes = torch.tensor(batch.sizes, dtype=torch.float64)
-        self.spans = batch.spans()
+        self.spans = batch.spans
         self.settings = (ctypes.c_float * (4 * self.count))()
         self.strides = [param.stride() for param in batch.params]
         self.grads: list[Tensor] = []

@@ -22,8 +22,6 @@ from sp_yolo.optim.settings import check_settings, prunable_params, reference_lr
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "check_finite", "native")
-# State of the whole model. It lives in the first group, as torch's own wrappers expect only parameters in ``state``.
-MODEL = ("k", "open", "gamma", "averages")
 
 
 class SP(Optimizer):
@@ -193,7 +191,7 @@ class SP(Optimizer):
     def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:
         """Update the whole model's averages and gamma, eqs. (9)-(14), (20), (21)."""
         model, batches = self.param_groups[0], plan.batches
-        groups = [group for batch in batches for group, _, _ in batch.spans()]
+        groups = [group for batch in batches for group, _, _ in batch.spans]
         moving = [group for group in groups if isinstance(group["lr"], Tensor) or group["lr"] > 0]
         if not moving:
             return
@@ -216,7 +214,7 @@ class SP(Optimizer):
         weights, step = torch.zeros_like(gamma), torch.zeros_like(gamma)
         count = 0
         for batch in batches:
-            for group, first, last in batch.spans():
+            for group, first, last in batch.spans:
                 lr = group["lr"]
                 if not isinstance(lr, Tensor) and lr == 0:
                     continue
@@ -275,7 +273,7 @@ class SP(Optimizer):
 
     def _model(self, device: torch.device) -> dict[str, Any]:
         """The first group, with the state of the whole model: k, the steps so far; open, whether gamma is set; gamma;
-        averages, [3] = (Ess, Esy, Esg)."""
+        averages, [3] = (Ess, Esy, Esg). It lives there as torch's own wrappers expect only parameters in ``state``."""
         model = self.param_groups[0]
         if "k" not in model:
             options: dict[str, Any] = {"dtype": torch.float64, "device": device}
