@@ -17,7 +17,18 @@ import sp_yolo
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", "*.egg-info", ".venv*", "build", "dist", "runs", "toy", "__pycache__", ".*_cache", ".hypothesis", "shared"
+    ".git",
+    "*.egg-info",
+    ".venv*",
+    "build",
+    "dist",
+    "runs",
+    "toy",
+    "site",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+    "shared",
 )
 FLAGS = "--epochs 1 --img 64 --batch 8 --workers 0 --device cpu --quiet --noautoanchor"
 
