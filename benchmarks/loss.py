@@ -1,4 +1,4 @@
-"""Loss and assignment against a plain per-image implementation of the same specification.
+"""Loss and assignment against a plain per-image implementation of the same formulas.
 
     python benchmarks/loss.py [--rounds 15] [--threads 2]
 

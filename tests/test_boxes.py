@@ -54,7 +54,7 @@ def test_box_iou_equals_torchvision() -> None:
 
 
 def ciou_in_float64(pred: np.ndarray, target: np.ndarray) -> float:
-    """Scalar transcription of the published formula with the specification's epsilons, one box pair."""
+    """Scalar transcription of the published formula with epsilons of 1e-7, one box pair."""
     eps = 1e-7
     (px, py, pw, ph), (tx, ty, tw, th) = pred, target
     left, right = max(px - pw / 2, tx - tw / 2), min(px + pw / 2, tx + tw / 2)

@@ -48,7 +48,7 @@ def test_every_recipe_loads(path: Path) -> None:
 
 
 def test_original_values_are_the_published_ones() -> None:
-    """Spot values of the functional specification, training §4.11."""
+    """Spot values of the recipes that the original ships."""
     tiny, p5, p6 = (load_hyp(CHECKOUT / "hyp" / f"hyp.scratch.{size}.yaml") for size in ("tiny", "p5", "p6"))
     assert (tiny["cls"], tiny["obj"], tiny["lrf"], tiny["scale"], tiny["mixup"]) == (0.5, 1.0, 0.01, 0.5, 0.05)
     assert (p5["cls"], p5["obj"], p5["lrf"], p5["scale"], p5["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.15)

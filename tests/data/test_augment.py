@@ -151,7 +151,7 @@ def test_copy_paste_mirrors_pixels_box_and_polygon() -> None:
     pasted = paste.copy_paste(sample, [0])
     np.testing.assert_allclose(pasted.boxes_xyxy[2], [50, 10, 70, 40])
     assert pasted.classes.tolist() == [0, 1, 0] and pasted.segments is not None and len(pasted.segments) == 3
-    # spec data §5.13 leaves dark source pixels out; the inner part (contours include their border) must match
+    # Dark source pixels are left out; the inner part (contours include their border) must match
     source, target = sample.image[12:38, 12:28][:, ::-1], pasted.image[12:38, 52:68]
     assert (target[source > 0] == source[source > 0]).all()
     outside = np.ones((60, 80), bool)

@@ -244,7 +244,7 @@ def test_without_augmentation_draws_a_plain_letterbox(tmp_path: Path) -> None:
     config = yolo_set(tmp_path, {"1": ROW})
     hyp = dict.fromkeys(HYP, 0.0)
     item = DetectionDataset(config, "train", 96, hyp=hyp, augment=True).item(0)
-    # scale 1 .. 1.1 remains at scale = 0 (spec data §5.11), so only the geometry's order of size is checked
+    # The factor is of [1 - scale, 1.1 + scale], at scale = 0 still 1 to 1.1: only the order of size is checked
     assert item.image.shape == (96, 96, 3)
     assert 0.2 <= item.labels[0, 3] <= 0.2201 and 0.4 * 64 / 96 <= item.labels[0, 4] <= 0.4401 * 64 / 96
 

@@ -1,4 +1,4 @@
-"""The loss of the functional specification written plainly: one image, one target at a time, no sharing with sp_yolo.
+"""The loss of YOLOv7 written plainly: one image, one target at a time, nothing shared with sp_yolo.
 
 Slow on purpose. The second opinion of the tests, and the per-image implementation benchmarks/loss.py measures against.
 """
@@ -26,7 +26,7 @@ class Match(NamedTuple):
 
 
 def candidates(grid_yx: tuple[int, int], targets: Tensor, anchors: Tensor, anchor_t: float, g: float = 0.5) -> Match:
-    """Spec loss §3.6 for one level."""
+    """One level: anchors within a factor ``anchor_t`` of the target, in its cell and the two nearest neighbours."""
     ny, nx = grid_yx
     gain = torch.tensor([nx, ny, nx, ny], dtype=torch.float32)
     pairs: list[tuple[int, int]] = []
@@ -61,7 +61,7 @@ def ota(
     maps: Sequence[Tensor], found: Sequence[Match], targets: Tensor, strides: Sequence[float],
     scale_wh: tuple[float, float], most: int, ties: str = "first",
 ) -> list[Match]:  # fmt: skip
-    """Spec loss §3.7: image after image. ties: equal costs go to the "first" candidate or as "topk" leaves them."""
+    """SimOTA, image after image. ties: equal costs go to the "first" candidate or as "topk" leaves them."""
     kept: list[list[Match]] = [[] for _ in maps]
     for b in range(len(maps[0])):
         mine = targets[targets[:, 0] == b]
@@ -118,7 +118,7 @@ def ota_one_image(
 
 
 def complete_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Spec loss §3.5, [n, 4] and [n, 4] centre form -> [n]."""
+    """CIoU (Zheng et al., 2020, eq. 10), [n, 4] and [n, 4] centre form -> [n]."""
     eps = 1e-7
     ax1, ax2, ay1, ay2 = a[:, 0] - a[:, 2] / 2, a[:, 0] + a[:, 2] / 2, a[:, 1] - a[:, 3] / 2, a[:, 1] + a[:, 3] / 2
     bx1, bx2, by1, by2 = b[:, 0] - b[:, 2] / 2, b[:, 0] + b[:, 2] / 2, b[:, 1] - b[:, 3] / 2, b[:, 1] + b[:, 3] / 2
@@ -143,7 +143,7 @@ def bce(logits: Tensor, wanted: Tensor, positive_weight: float, gamma: float) ->
 
 
 def terms(maps: Sequence[Tensor], matches: Sequence[Match], hyp: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Spec loss §3.3 before gains: box, obj, cls."""
+    """The three terms before gains: box, obj, cls."""
     balance = [4.0, 1.0, 0.4] if len(maps) == 3 else [4.0, 1.0, 0.25, 0.06]
     box, obj, cls = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for level, (raw, match) in enumerate(zip(maps, matches, strict=True)):

@@ -10,7 +10,7 @@ from sp_yolo.models import build_model, deploy
 from sp_yolo.models.deploy import fuse
 
 MODELS = load_models()
-# Deploy layout of the P6 models (functional specification §2.4): head row, and the first and last lead convolution.
+# Deploy layout of the P6 models, whose auxiliary rows are gone: head row, and the first and last lead convolution.
 DEPLOY_HEADS = {"yolov7-w6": 118, "yolov7-e6": 140, "yolov7-d6": 162, "yolov7-e6e": 261}
 
 

@@ -23,7 +23,7 @@ def trained() -> dict:
     given = json.loads(str(oracle["hyp_json"]))
     model = build_model("yolov7-tiny", num_classes=4).double().train()
     fill_weights(model, float(oracle["gain"]))
-    # The gains of the oracle are already scaled by classes and image size (specification, loss §3.2); ours inside.
+    # The gains of the oracle are already scaled by classes and image size; ours scales inside.
     hyp = {**given, "cls": given["cls"] / (4 / 80), "obj": given["obj"] / (64 / 640) ** 2}
     loss_function = DetectionLoss(model, hyp, 64, "ota")
     defaults = {key: rule.default for key, rule in HYP_RULES.items()}

@@ -1,4 +1,4 @@
-"""A small trainer of our own with the original's call contract (specification §8), laid out like its checkout."""
+"""A small trainer of our own that makes the original's calls and is laid out like its checkout."""
 
 import textwrap
 from pathlib import Path

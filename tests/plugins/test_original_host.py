@@ -99,7 +99,7 @@ COMMON = shlex.split("""
 
 def test_train_resume_and_test(program: Program) -> None:
     printed = program.plug_in("--sp", "lr=0.1", "--", *COMMON, "sp")
-    # 22 + 36 convolutions, 58 biases, 55 BatchNorm weights and 6 implicit vectors (specification §1.6)
+    # 22 + 36 convolutions, 58 biases, 55 BatchNorm weights and 6 implicit vectors
     for row in ("0 backbone   22", "1 head       36", "2 bias       58", "3 norm       61", "layers 0 to 28"):
         assert row in printed
     # The host's own count of what it handed over

@@ -133,7 +133,7 @@ def test_unknown_flag_is_refused_by_name(program: Program) -> None:
 
 
 def test_every_flag_of_the_original_is_known() -> None:
-    """Specification, training §4.10: the flags people type."""
+    """The flags of the original's train.py, as people type them."""
     from sp_yolo.cli import _Parser
     from sp_yolo.train import add_arguments
 
