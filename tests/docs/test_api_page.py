@@ -63,4 +63,4 @@ def test_trainer_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names: dict[str, Any] = {}
     exec(compile(EXAMPLES[TRAINS], str(PAGE), "exec"), names)
     assert (tmp_path / "runs" / "train" / "exp" / "summary.json").is_file()
-    assert 0 <= names["summary"]["map50"] <= 1
+    assert 0 <= names["summary"]["best"]["map50"] <= 1
