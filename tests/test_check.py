@@ -180,7 +180,7 @@ def test_weights_that_do_not_belong(data: DataSet, capsys: Output, tmp_path: Pat
     ("names", "channels", "code", "words"),
     [
         (["dog", "cat"], 3, 0, "the weights' classes stand in another order, dog, cat: their outputs were put into"),
-        (["dog", "horse"], 3, 0, "the weights' classes are dog, horse, the data's cat, dog: taken one for one, by number"),
+        (["dog", "horse"], 3, 0, "the weights' classes are dog, horse, the data's cat, dog: taken one for one"),
         (["cat", "dog"], 3, 0, ""),
         (["cat", "dog"], 1, 2, "ch: 1: images are read with 3 channels, set ch: 3 or leave it out"),
     ],
