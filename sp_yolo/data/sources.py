@@ -85,5 +85,5 @@ def _listed(path: Path) -> list[str]:
         raise UserError(f"--source {path}: lists nothing to detect on")
     if nested := next((entry for entry in entries if entry.lower().endswith(".txt")), ""):
         raise UserError(f"--source {path}: lists {nested}, another list")
-    beside = [entry for entry in entries if not Path(entry).exists() and (path.parent / entry).exists()]
+    beside = {entry for entry in entries if not Path(entry).exists() and (path.parent / entry).exists()}
     return [str(path.parent / entry) if entry in beside else entry for entry in entries]
