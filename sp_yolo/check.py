@@ -14,16 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sp_yolo.check_page import write_check_page
-from sp_yolo.config import SPLITS, DatasetConfig
+from sp_yolo.config import SPLITS, DatasetConfig, load_config
 from sp_yolo.data import DetectionDataset
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.engine.autoanchor import GOOD_RECALL, anchor_fit
-from sp_yolo.engine.build import DEFAULT_CFG, open_dataset
+from sp_yolo.engine.build import DEFAULT_CFG, build_detector, complete, open_dataset
 from sp_yolo.engine.review import box_sides, class_counts, describe, losses, review
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import draw_mosaic
 from sp_yolo.eval.plots import draw_label_statistics
-from sp_yolo.models import build_model, load_weights, model_from_weights
 
 ANCHOR_THRESHOLD = 4.0  # anchor_t of every recipe
 SAMPLES = 16
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_files(splits, findings)
     print(class_table(config.names, splits))
     findings.warnings += review(splits, arguments.img_size)
-    check_model(arguments.cfg, arguments.weights, len(config.names), splits.get("train"), arguments.img_size, findings)
+    check_model(arguments.cfg, arguments.weights, config, splits.get("train"), arguments.img_size, findings)
     folder = Path(arguments.output)
     for line in draw(splits, config.names, folder):
         print(line)
@@ -156,19 +155,19 @@ def class_table(names: tuple[str, ...], splits: dict[str, DetectionDataset]) -> 
 
 
 def check_model(
-    cfg: str, weights: str, num_classes: int, train: DetectionDataset | None, image_size: int, findings: Findings
+    cfg: str, weights: str, data: DatasetConfig, train: DetectionDataset | None, image_size: int, findings: Findings
 ) -> None:
-    """Does the model build, do the weights fit it, do its anchors fit the boxes."""
+    """Does the model build, do the weights fit it and the data's classes (as training builds it), do its anchors fit
+    the boxes."""
+
+    def say(line: str) -> None:
+        if line.startswith("warning: "):
+            findings.warnings.append(line.removeprefix("warning: "))
+        elif line:
+            print(line)
+
     try:
-        model = build_model(
-            cfg or (model_from_weights(weights).yaml if weights else DEFAULT_CFG), num_classes=num_classes
-        )
-        if weights:
-            report = load_weights(model, weights, keep_anchors=bool(cfg))
-            if 2 * report.transferred < report.total:
-                findings.warnings.append(str(report))
-            else:
-                print(report)
+        model, _, _ = build_detector(complete(load_config(cfg=cfg, weights=weights), data), data, say)
     except UserError as error:
         findings.errors.append(str(error))
         return

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 
 from sp_yolo.boxes import boxes_to_original, letterbox, non_max_suppression
-from sp_yolo.data.images import EXTENSIONS, ImageFault, read_image
+from sp_yolo.data.images import ImageFault, read_image
+from sp_yolo.data.sources import find_sources
 from sp_yolo.engine.device import Compute, select_compute
 from sp_yolo.engine.inputs import round_up, size_grid, to_input
 from sp_yolo.engine.rundir import RunDir
@@ -23,9 +23,6 @@ from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.eval.pictures import class_color, draw_box
 from sp_yolo.inference import add_inference_arguments, check_flags, yolo_lines
 from sp_yolo.models import deploy, model_from_weights
-
-UNWRITABLE = {".dng", ".mpo"}  # image formats that OpenCV reads only: their drawings become JPEG
-VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".ts"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,51 +91,6 @@ class Detector:
         return ", ".join(f"{count} {self.names[label]}" for label, count in enumerate(counts) if count) or "nothing"
 
 
-def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(image files, video files and streams) of ``--source``; a text file lists further ones, a line each.
-
-    Raises:
-        UserError: there is nothing to detect on below one of them.
-    """
-    images: list[Path] = []
-    videos: list[str] = []
-    for source in sources:
-        path = Path(source)
-        if source.isdecimal() or "://" in source:
-            videos.append(source)
-        elif path.is_file() and path.suffix.lower() == ".txt":
-            more_images, more_videos = find_sources(_listed(path))
-            images += more_images
-            videos += more_videos
-        else:
-            files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-            files = files or sorted(Path(match) for match in glob.glob(source, recursive=True))
-            moving = [str(file) for file in files if file.suffix.lower() in VIDEOS]
-            still = [file for file in files if file.suffix.lower() in EXTENSIONS - VIDEOS]
-            if not still and not moving:
-                known = f"{path.suffix or 'a file without extension'} is no format that is read here"
-                raise UserError(f"--source {source}: {known if path.is_file() else 'no image or video there'}")
-            images += still
-            videos += moving
-    return images, videos
-
-
-def _listed(path: Path) -> list[str]:
-    """The sources that a text file lists; relative paths count from the working directory, or from the file's folder.
-
-    Raises:
-        UserError: it lists none, or another list.
-    """
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    entries = [line.strip().strip("\"'") for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not entries:
-        raise UserError(f"--source {path}: lists nothing to detect on")
-    if nested := next((entry for entry in entries if entry.lower().endswith(".txt")), ""):
-        raise UserError(f"--source {path}: lists {nested}, another list")
-    beside = [entry for entry in entries if not Path(entry).exists() and (path.parent / entry).exists()]
-    return [str(path.parent / entry) if entry in beside else entry for entry in entries]
-
-
 def frames(source: str) -> Iterator[tuple[np.ndarray, float]]:
     """(BGR frame, frames per second) of a video file, stream or webcam.
 
@@ -198,18 +150,16 @@ class _Output:
         return drawing
 
     def picture(self, name: str, drawing: np.ndarray) -> None:
-        path = self.folder.path / name
-        if path.suffix.lower() in UNWRITABLE:
-            path = path.with_suffix(".jpg")
+        """Write a drawing in the format of its name; as JPEG where OpenCV only reads that or the name says nothing."""
         if self.arguments.nosave:
             return
-        try:
-            written, content = cv2.imencode(path.suffix, drawing)
-        except cv2.error:
-            written = False
-        if not written:
+        path = self.folder.path / name
+        content = _encoded(path.suffix, drawing)
+        if content is None:
+            path, content = path.with_suffix(".jpg"), _encoded(".jpg", drawing)
+        if content is None:
             raise StorageError(f"{path}: picture cannot be written")
-        self.folder.write(path.name, content.tobytes())  # cv2.imwrite takes no path with odd letters on Windows
+        self.folder.write(path.name, content)  # cv2.imwrite takes no path with odd letters on Windows
 
     def frame(self, name: str, drawing: np.ndarray, rate: float) -> None:
         if self.arguments.nosave:
@@ -231,6 +181,14 @@ class _Output:
         if self.arguments.save_json:
             self.folder.write("detections.json", json.dumps(self.records))
         print(f"results in {self.folder.path}")
+
+
+def _encoded(suffix: str, drawing: np.ndarray) -> bytes | None:
+    try:
+        written, content = cv2.imencode(suffix, drawing)
+    except cv2.error:
+        return None
+    return content.tobytes() if written else None
 
 
 def _show(drawing: np.ndarray) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo import check
+from sp_yolo import check, cli
+from sp_yolo.config import read_yaml
 from sp_yolo.errors import UserError
 from sp_yolo.models import build_model
+from sp_yolo.models.grammar import PACKAGED
+from sp_yolo.models.weights import description
 
 GOOD = "0 0.3 0.3 0.2 0.25\n1 0.7 0.6 0.3 0.35\n"
 
@@ -171,6 +174,39 @@ def test_weights_that_do_not_belong(data: DataSet, capsys: Output, tmp_path: Pat
     assert any("none.pt" in line for line in lines_of(capsys, "error"))
     assert data.check("--cfg", "yolov9") == UserError.exit_code
     assert any("yolov9" in line for line in lines_of(capsys, "error"))
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "code", "words"),
+    [
+        (["dog", "cat"], 3, 0, "the weights' classes stand in another order, dog, cat: their outputs were put into"),
+        (["dog", "horse"], 3, 0, "the weights' classes are dog, horse, the data's cat, dog: taken one for one"),
+        (["cat", "dog"], 3, 0, ""),
+        (["cat", "dog"], 1, 2, "ch: 1: images are read with 3 channels, set ch: 3 or leave it out"),
+    ],
+)
+@pytest.mark.parametrize("by_cfg", [False, True])
+def test_what_training_says_of_weights_is_said_here(
+    names: list[str], channels: int, code: int, words: str, by_cfg: bool, data: DataSet, capsys: Output, tmp_path: Path
+) -> None:
+    model = build_model({**read_yaml(PACKAGED / "yolov7-tiny.yaml"), "nc": 2, "ch": channels})
+    model.names = names
+    weights, cfg = tmp_path / "tiny.pt", tmp_path / "tiny.yaml"
+    torch.save({**description(model), "model": model.state_dict()}, weights)
+    cfg.write_text((PACKAGED / "yolov7-tiny.yaml").read_text() + f"ch: {channels}\n")
+    flags = ["--weights", str(weights), *(["--cfg", str(cfg)] if by_cfg else [])]
+    assert data.check(*flags) == code
+    out = capsys.readouterr().out.splitlines()
+    told = [line.partition(": ")[2] for line in out if line.startswith(("warning: ", "error: "))]
+    assert len(told) == bool(words) and all(words in line for line in told)
+    few = "--img 64 --epochs 1 --batch 2 --workers 0 --device cpu --quiet --noautoanchor"
+    where = ["--data", str(data.yaml), "--project", str(tmp_path / "runs"), "--set", "lr0=0.001"]
+    assert cli.main(["train", *flags, *few.split(), *where]) == code
+    trained = capsys.readouterr()
+    assert all(line in f"{trained.out}{trained.err}" for line in told)
+    assert [line for line in trained.out.splitlines() if line.startswith("Transferred")] == [
+        line for line in out if line.startswith("Transferred")
+    ]
 
 
 def test_all_of_it_stands_on_one_page(data: DataSet, capsys: Output) -> None:

@@ -32,13 +32,18 @@ def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:
     return decode(Path(path).read_bytes())
 
 
+def encoding_of(data: bytes) -> tuple[bytes, str]:
+    """(the byte-order mark that ``data`` begin with, b"" for none, the encoding that it stands for)."""
+    return next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
+
+
 def decode(data: bytes) -> str:
     """Text without byte-order marks (Windows editors write one, files put together have several), lines ending in LF.
 
     Raises:
         NotText: neither UTF-8 nor marked as UTF-16 or UTF-32.
     """
-    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
+    mark, encoding = encoding_of(data)
     body = data[len(mark) :]
     try:
         text = body.decode(encoding)

@@ -111,7 +111,7 @@ def _list_yolo(config: DatasetConfig, entry: str, found: Candidates) -> None:
     if path.is_dir():
         listing = list_images(path)
         found.notes += listing.notes()
-        images, others = listing.images, f"{listing.others} other files"
+        images, others = listing.images, f"{len(listing.others)} other files"
         if listing.hidden:
             others += f", {len(listing.hidden)} pictures in hidden or system folders"
     elif path.is_file():

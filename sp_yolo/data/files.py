@@ -14,11 +14,11 @@ _SYSTEM = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system v
 
 @dataclass
 class Listing:
-    """``images``: sorted paths. ``others``: files that are no pictures. Left out: ``hidden`` pictures, in hidden or
+    """``images``, and ``others``, which are no pictures: sorted paths. Left out: ``hidden`` pictures, in hidden or
     system places or so named; ``seen``, links to folders that were listed already."""
 
     images: list[str] = field(default_factory=list)
-    others: int = 0
+    others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
@@ -60,8 +60,9 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             elif is_image_name(entry.path):
                 (found.hidden if is_system_name(entry.name) else found.images).append(entry.path)
             else:
-                found.others += 1
+                found.others.append(entry.path)
     found.images.sort()
+    found.others.sort()
     return found
 
 

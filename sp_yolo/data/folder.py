@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sp_yolo.config import SPLITS, DatasetConfig, load_dataset_config
 from sp_yolo.config.dataset import read_names
-from sp_yolo.config.text import NotText, read_text
+from sp_yolo.config.text import LABEL_BYTES, NotText, encoding_of, read_text
 from sp_yolo.data.candidates import COCO_NAME, list_candidates
 from sp_yolo.data.files import is_system_name, list_images
 from sp_yolo.data.foreign import find_foreign, foreign_words
@@ -128,11 +129,13 @@ def _whole(root: Path) -> str:
 def _is_coco(file: Path) -> bool:
     if is_system_name(file.name) or foreign_words(file):
         return False
-    try:
-        data = file.read_bytes()  # not parsed: it may be large, and is parsed soon enough
-    except OSError:
+    words = ('"images"', '"categories"', '"file_name"')
+    try:  # not parsed, nor read in: it may be large, and is parsed soon enough
+        with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            encoding = encoding_of(data[:4])[1]
+            return all(data.find(word.encode(encoding)) >= 0 for word in words)
+    except (OSError, ValueError):  # an empty file cannot be mapped
         return False
-    return all(word in data for word in (b'"images"', b'"categories"', b'"file_name"'))
 
 
 def _names(config: DatasetConfig, entries: Sequence[str]) -> tuple[list[str], str]:
@@ -175,7 +178,7 @@ def _numbers(labels: Sequence[Path]) -> list[str]:
     largest = 0
     for label in labels:
         try:
-            firsts = [line.split()[0] for line in read_text(label).split("\n") if line.strip()]
+            firsts = [line.split()[0] for line in read_text(label, LABEL_BYTES).split("\n") if line.strip()]
         except (OSError, NotText):
             continue
         numbers = [float(word) for word in firsts if word.replace(".", "", 1).isdecimal()]

@@ -14,8 +14,10 @@ import numpy as np
 _PICTURES = """avif bmp dib dng exr gif hdr heic heif jfif jp2 jpe jpeg jpg jxl mpo pbm pfm pgm pic png pnm ppm psd pxm
     ras sr svg tif tiff webp"""
 # What lies beside pictures and is none: not worth opening to ask the decoder.
-_OTHER_FILES = "cache csv db gz html ini json jsonl log md mp4 names npy pt py tar tsv txt xlsx xml yaml yml zip"
+_OTHER_FILES = "cache csv db gz html ini json jsonl log md names npy pt py tar tsv txt xlsx xml yaml yml zip"
+_VIDEOS = "3gp asf avi flv gif m2ts m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 EXTENSIONS = frozenset(f".{word}" for word in _PICTURES.split())
+VIDEO_EXTENSIONS = frozenset(f".{word}" for word in _VIDEOS.split())  # a GIF is a picture to train on
 _OTHERS = frozenset(f".{word}" for word in _OTHER_FILES.split())
 NO_MEMORY = -4  # code of OpenCV's error when an allocation fails
 MIN_SIDE = 10  # px; smaller images are not trained on (spec data §5.2)
@@ -40,7 +42,7 @@ class ImageFault(ValueError):
 def is_image_name(path: str | os.PathLike[str]) -> bool:
     """Whether this is a picture by its name or, where the name says nothing (``photo``, ``x.jpg_1``), for OpenCV."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in EXTENSIONS or suffix in _OTHERS:
+    if suffix in EXTENSIONS or suffix in _OTHERS or suffix in VIDEO_EXTENSIONS:
         return suffix in EXTENSIONS
     try:
         return bool(cv2.haveImageReader(os.fspath(path)))

@@ -156,7 +156,7 @@ def _leave_out(index: Index, candidate: Candidate, fault: ImageFault, reading: _
         index.tally.example(NO_FILE, f"{candidate.path} (of {candidate.source})")
         missing.append(candidate.path)
     if isinstance(candidate.annotation, CocoImage):
-        objects = len(candidate.annotation.annotations)
+        objects = len(candidate.annotation.rows)
     else:
         labels = reading.labels(candidate, (2**30, 2**30))
         objects = labels.problems.reasons.total() + len(labels.labels) + _ignored(labels)

@@ -51,7 +51,9 @@ class Problems:
         return f"{first} (and {total - 1} more in this file)" if total > 1 else first
 
 
-SURVEYED, FEW_ROWS = 500, 2  # label files looked at; rows from which on "all alike" means something
+MOST_OBJECTS = 100_000  # on one image; the largest aerial pictures have some 20,000
+# Label files looked at, rows of each; rows from which on "all alike" means something.
+SURVEYED, FIRST_ROWS, FEW_ROWS = 500, 1000, 2
 # Last column of ``truth``: one detection on a difficult object is excused, on a crowd any number.
 DIFFICULT, CROWD = 1.0, 2.0
 
@@ -81,6 +83,12 @@ def empty_labels() -> np.ndarray:
     return np.zeros((0, 5), np.float32)
 
 
+def too_many(count: int) -> tuple[str, str]:
+    """Why a file is given up that has more than ``MOST_OBJECTS``: a log or a whole data set, which would only take the
+    memory of the training."""
+    return "too many objects", f"{count} on one image, at most {MOST_OBJECTS} are read"
+
+
 def shorten(value: object, limit: int = 40) -> str:
     """``value`` for an error message: one line, at most ``limit`` characters."""
     text = repr(value)
@@ -104,14 +112,17 @@ def read_yolo(
     except (OSError, NotText) as error:
         result.give_up(str(path), "unreadable label file", fault_words(error), count_lines(path))
         return result
-    rows = [(number, line.split()) for number, line in enumerate(text.split("\n"), 1) if line and not line.isspace()]
-    polygons = compat and any(len(tokens) > 8 for _, tokens in rows)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line and not line.isspace()]
+    if len(lines) > MOST_OBJECTS:
+        result.give_up(f"{path}:{lines[MOST_OBJECTS][0]}", *too_many(len(lines)), len(lines))
+        return result
+    polygons = compat and any(len(line.split()) > 8 for _, line in lines)
     rules = RowRules(num_classes, keypoints, ambiguous, polygons, compat)
     labels: list[Sequence[float]] = []
     segments: Segments = []
     seen: set[tuple[float, ...]] = set()
-    for number, tokens in rows:
-        where = f"{path}:{number}"
+    for number, line in lines:
+        where, tokens = f"{path}:{number}", line.split()
         try:
             row = parse_row(tokens, rules)
             key = (*row.values, *row.polygon.ravel().tolist())
@@ -140,7 +151,7 @@ def survey_rows(paths: Sequence[str | Path]) -> str:
             text = read_text(path, LABEL_BYTES)
         except (OSError, NotText):
             continue
-        for line in text.split("\n"):
+        for line in text.split("\n", FIRST_ROWS)[:FIRST_ROWS]:
             verdict = is_sure_polygon(line.split())
             sure, unsure = sure + (verdict is True), unsure + (verdict is False)
     if not unsure:

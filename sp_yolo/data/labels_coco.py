@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sp_yolo.config.text import read_text
+from sp_yolo.data.coco_objects import CocoImage, Columns, coco_labels, key_of
 from sp_yolo.data.foreign import foreign_words
-from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, clip_box, empty_labels, fault_words, shorten
-from sp_yolo.data.rows import BadRow
+from sp_yolo.data.json_lists import Take, read_lists
+from sp_yolo.data.labels import Problems, shorten
 from sp_yolo.errors import UserError
 
+__all__ = ["CocoFile", "CocoImage", "coco_labels", "read_categories", "read_coco"]
 
-@dataclass
-class CocoImage:
-    """One entry of ``images`` with its annotations, not yet checked against the picture's size."""
-
-    file_name: str
-    image_id: int | str
-    declared_wh: tuple[Any, Any]
-    annotations: list[tuple[int, dict[str, Any], int]]  # position in the file, annotation, class index
+MOST_IMAGES = 5_000_000  # of one file
 
 
 @dataclass
@@ -45,43 +37,27 @@ def read_coco(path: str | Path, names: Sequence[str], *, any_class: bool = False
     ``any_class``: every category is the one class there is.
 
     Raises:
-        UserError: no JSON, not of the COCO form, ids that are not unique, or no category among ``names``.
+        UserError: no JSON, not of the COCO form, too large, ids that are not unique, or no category among ``names``.
+        EnvironmentFault: the memory does not suffice.
     """
     path = Path(path)
-    images, categories, annotations = _sections(path)
-    used = {_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
+    objects, images, problems = Columns(), _Images(path), Problems()
+    images.objects = objects
+
+    def take(position: int, annotation: Any) -> None:
+        objects.add(str(path), annotation)
+        if objects.image[position] < 0:
+            problems.add(f"{path}: annotations[{position}]", *objects.faults.pop(position))
+
+    categories = _read(path, images.take, take)
+    keys = list(objects.numbers)
+    used = {keys[number] for number in set(objects.category)}
     class_of, category_ids = _map_categories(path, categories, names, used, any_class)
-    known = {_key(category["id"]): category["name"] for category in categories}
-    by_key: dict[str, CocoImage] = {}
-    by_name: dict[str, CocoImage] = {}
-    problems = Problems()
-    for position, image in enumerate(images):
-        where = f"{path}: images[{position}]"
-        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"]:
-            raise UserError(f"{where}: expected an object with a file_name, found {shorten(image)}")
-        key = _checked_key(image, where)
-        name = image["file_name"].replace("\\", "/")
-        if key in by_key and by_key[key].file_name != name:
-            raise UserError(f"{where}: image id {shorten(image['id'])} appears twice")
-        declared = (image.get("width"), image.get("height"))
-        if name in by_name:
-            problems.note(where, "image listed twice", f"file_name {shorten(name)}: taken as one image")
-        by_key[key] = by_name.setdefault(name, CocoImage(name, image["id"], declared, []))
-    for position, annotation in enumerate(annotations):
-        where = f"{path}: annotations[{position}]"
-        if not isinstance(annotation, dict):
-            problems.add(where, "malformed annotation", shorten(annotation))
-            continue
-        category, owner = _key(annotation.get("category_id")), by_key.get(_key(annotation.get("image_id")))
-        if owner is None:
-            problems.add(where, "unknown image", f"image_id {shorten(annotation.get('image_id'))}")
-        elif category not in known:
-            problems.add(where, "unknown category", f"category_id {shorten(annotation.get('category_id'))}")
-        elif category not in class_of:
-            problems.add(where, "unknown class", f"{shorten(known[category])} is not among the names")
-        else:
-            owner.annotations.append((position, annotation, class_of[category]))
-    return CocoFile(path, list(by_name.values()), category_ids, problems)
+    known = {key_of(category["id"]): category["name"] for category in categories}
+    _hand_out(path, objects, images, class_of, known, problems)
+    problems.notes.update(images.problems.notes)
+    problems.examples |= images.problems.examples
+    return CocoFile(path, list(images.by_name.values()), category_ids, problems)
 
 
 def read_categories(paths: Sequence[str]) -> list[str]:
@@ -93,77 +69,109 @@ def read_categories(paths: Sequence[str]) -> list[str]:
     names: dict[str, None] = {}
     spare: dict[str, None] = {}
     for path in paths:
-        _, categories, annotations = _sections(Path(path))
-        used = {_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
-        ordered = sorted(categories, key=lambda category: (len(_key(category["id"])), _key(category["id"])))
-        names |= dict.fromkeys(category["name"] for category in ordered if _key(category["id"]) in used)
+        used: set[str] = set()
+
+        def take(position: int, annotation: Any, used: set[str] = used) -> None:
+            if isinstance(annotation, dict):
+                used.add(key_of(annotation.get("category_id")))
+
+        categories = _read(Path(path), lambda position, image: None, take)
+        ordered = sorted(categories, key=lambda category: (len(key_of(category["id"])), key_of(category["id"])))
+        names |= dict.fromkeys(category["name"] for category in ordered if key_of(category["id"]) in used)
         spare |= dict.fromkeys(category["name"] for category in ordered)
     if not names and not spare:
         raise UserError(f"{paths[0]}: no category in it")
     return list(names or spare)
 
 
-def coco_labels(path: Path, image: CocoImage, size_wh: tuple[int, int]) -> LabelFile:
-    """The checked objects of one image. Boxes are clipped for training; ``truth`` keeps box and area of the file.
+class _Images:
+    """The images of a file by name and by id; the same name again is the same image."""
 
-    Crowds go to ``truth`` alone. A box of no area or outside the image is dropped and reported.
-    """
-    width, height = size_wh
-    result = LabelFile(empty_labels(), truth=np.zeros((0, 7)))
-    labels: dict[tuple[float, ...], None] = {}
-    truth: list[tuple[float, ...]] = []
-    segments: Segments = []
-    for position, annotation, index in image.annotations:
-        where = f"{path}: annotations[{position}]"
-        try:
-            x, y, w, h = _box(annotation)
-            x1, y1, x2, y2 = clip_box((x, y, x + w, y + h), width, height)
-            crowd = _is_crowd(annotation.get("iscrowd"))
-            truth.append((index, x, y, w, h, _area(annotation.get("area"), w * h), CROWD if crowd else 0.0))
-            if crowd:
-                continue
-            row = (index, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            if row in labels:
-                raise BadRow("duplicate", "the same box stands above")
-            labels[row] = None
-            segments.append(_polygon(annotation.get("segmentation"), width, height))
-        except BadRow as bad:
-            result.problems.add(where, bad.reason, bad.detail)
-    declared = image.declared_wh
-    if declared not in ((None, None), (0, 0), (width, height)):
-        detail = f"{shorten(declared)}, the image has {(width, height)} px; boxes kept"
-        result.problems.note(f"{path}: {image.file_name}", "declared size differs", detail)
-    if labels:
-        result.labels = np.array(list(labels), np.float32)
-        result.segments = segments if any(len(polygon) for polygon in segments) else None
-    if truth:
-        result.truth = np.array(truth, np.float64)
-    return result
+    def __init__(self, path: Path) -> None:
+        self.path, self.objects = path, Columns()
+        self.by_name: dict[str, CocoImage] = {}
+        self.by_key: dict[str, CocoImage] = {}
+        self.problems = Problems()
+
+    def take(self, position: int, image: Any) -> None:
+        where = f"{self.path}: images[{position}]"
+        if position >= MOST_IMAGES:
+            raise UserError(f"{self.path}: more than {MOST_IMAGES} images: divide the file")
+        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            raise UserError(f"{where}: expected an object with a file_name, found {shorten(image)}")
+        key = _checked_key(image, where)
+        name = image["file_name"].replace("\\", "/")
+        if key in self.by_key and self.by_key[key].file_name != name:
+            raise UserError(f"{where}: image id {shorten(image['id'])} appears twice")
+        if name in self.by_name:
+            self.problems.note(where, "image listed twice", f"file_name {shorten(name)}: taken as one image")
+        else:
+            identifier = image["id"] if isinstance(image["id"], str) else int(image["id"])
+            declared = (image.get("width"), image.get("height"))
+            self.by_name[name] = CocoImage(name, identifier, declared, self.objects)
+        self.by_key[key] = self.by_name[name]
 
 
-def _sections(path: Path) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
-    """The three lists of a COCO file; categories are checked in full."""
-    try:
-        document = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        words = fault_words(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: cannot be read as JSON: {words[0]}") from None
-    if not isinstance(document, dict) or "images" not in document:
-        foreign = foreign_words(path)
-        if foreign or not isinstance(document, dict):
-            which = foreign or "expected a COCO object with images, annotations and categories"
-            raise UserError(f"{path}: {which}")
-    images, annotations, categories = (document.get(key) for key in ("images", "annotations", "categories"))
-    for key, section in (("images", images), ("categories", categories), ("annotations", annotations or [])):
-        if not isinstance(section, list):
-            raise UserError(f"{path}: '{key}' is missing or no list")
-    for position, category in enumerate(categories):  # type: ignore[arg-type]
+def _hand_out(
+    path: Path, objects: Columns, images: _Images, class_of: dict[str, int], known: dict[str, str], problems: Problems
+) -> None:
+    """Give each image the rows of its annotations; those that belong nowhere go to ``problems``."""
+    keys = list(objects.numbers)
+    places = {id(image): place for place, image in enumerate(images.by_name.values())}
+    # what a number of Columns stands for: place of the image; class, -1 not among the names, -2 no category
+    owner = np.array([places[id(images.by_key[key])] if key in images.by_key else -1 for key in keys], np.int64)
+    label = np.array([class_of.get(key, -1 if key in known else -2) for key in keys], np.int64)
+    image, category = (np.array(column, np.int64) for column in (objects.image, objects.category))
+    owners, labels = (owner[image], label[category]) if keys else (image, category)
+    faults = {
+        "unknown image": (image >= 0) & (owners < 0),
+        "unknown category": (owners >= 0) & (labels == -2),
+        "unknown class": (owners >= 0) & (labels == -1),
+    }
+    told = []
+    for reason, mask in faults.items():
+        if mask.any():
+            row = int(mask.argmax())
+            image_key, key = keys[image[row]], keys[category[row]]
+            detail = {
+                "unknown image": f"image_id {shorten(image_key)}",
+                "unknown category": f"category_id {shorten(key)}",
+                "unknown class": f"{shorten(known.get(key))} is not among the names",
+            }[reason]
+            told.append((row, reason, detail, int(mask.sum())))
+    for row, reason, detail, count in sorted(told):
+        problems.add(f"{path}: annotations[{row}]", reason, detail, count)
+    rows = np.flatnonzero((image >= 0) & (owners >= 0) & (labels >= 0))
+    rows = rows[np.argsort(owners[rows], kind="stable")]
+    edges = np.searchsorted(owners[rows], np.arange(len(places) + 1))
+    for place, entry in enumerate(images.by_name.values()):
+        entry.rows = rows[edges[place] : edges[place + 1]]
+        entry.classes = labels[entry.rows]
+
+
+def _read(path: Path, take_image: Take, take_annotation: Take) -> list[dict[str, Any]]:
+    """Hand over images and annotations; returns the categories, checked in full."""
+    categories: list[dict[str, Any]] = []
+
+    def take_category(position: int, category: Any) -> None:
+        where = f"{path}: categories[{position}]"
         if not isinstance(category, dict) or not isinstance(category.get("name"), str):
-            raise UserError(f"{path}: categories[{position}]: expected an object with id and name")
-        _checked_key(category, f"{path}: categories[{position}]")
-    return images, categories, annotations or []  # type: ignore[return-value]
+            raise UserError(f"{where}: expected an object with id and name")
+        _checked_key(category, where)
+        categories.append(category)
+
+    takers = {"images": take_image, "annotations": take_annotation, "categories": take_category}
+    try:
+        found = read_lists(path, takers, "a COCO object with images, annotations and categories")
+    except UserError as error:
+        foreign = foreign_words(path)
+        raise UserError(f"{path}: {foreign}") if foreign else error from None
+    if "images" not in found and (foreign := foreign_words(path)):
+        raise UserError(f"{path}: {foreign}")
+    for key in takers:
+        if not isinstance(found.get(key), range) and (key != "annotations" or found.get(key)):
+            raise UserError(f"{path}: '{key}' is missing or no list")
+    return categories
 
 
 def _map_categories(
@@ -178,8 +186,8 @@ def _map_categories(
     class_of: dict[str, int] = {}
     name_of: dict[str, str] = {}
     ids: dict[int, str] = {}
-    for category in sorted(categories, key=lambda category: _key(category["id"]) not in used):
-        key, name = _key(category["id"]), category["name"]
+    for category in sorted(categories, key=lambda category: key_of(category["id"]) not in used):
+        key, name = key_of(category["id"]), category["name"]
         if name_of.setdefault(key, name) != name:
             raise UserError(
                 f"{path}: category id {shorten(category['id'])} appears twice, as {shorten(name_of[key])} too"
@@ -196,56 +204,9 @@ def _map_categories(
     return class_of, {index: index + 1 for index in ids}
 
 
-def _is_crowd(value: object) -> bool:
-    """``iscrowd`` as tools write it: 0, 1, "0", "1", true, false, nothing."""
-    return str(value).strip().lower() not in ("0", "0.0", "false", "none", "")
-
-
-def _key(identifier: object) -> str:
-    """Ids are compared as text, so that 7 and "7" are the same one."""
-    return str(identifier)
-
-
 def _checked_key(entry: dict[str, Any], where: str) -> str:
     identifier = entry.get("id")
-    if isinstance(identifier, bool) or not isinstance(identifier, int | str):
+    whole = isinstance(identifier, int | str) or (isinstance(identifier, float) and identifier.is_integer())
+    if isinstance(identifier, bool) or not whole:
         raise UserError(f"{where}: id must be a whole number or a word, found {shorten(identifier)}")
-    return _key(identifier)
-
-
-def _box(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
-    box = annotation.get("bbox")
-    if box is None:
-        raise BadRow("missing field", "an annotation without bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        raise BadRow("malformed annotation", f"bbox {shorten(box)} is not [x, y, width, height]")
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
-        raise BadRow("not a number", f"bbox {shorten(box)}")
-    try:
-        values = tuple(map(float, box))
-    except OverflowError:
-        raise BadRow("not finite", f"bbox {shorten(box)}") from None
-    if not all(map(math.isfinite, values)):
-        raise BadRow("not finite", f"bbox {shorten(box)}")
-    return values  # type: ignore[return-value]
-
-
-def _area(value: object, of_box: float) -> float:
-    """The file's area (of the mask, which decides small, medium or large), the box's where there is no sensible one."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12:
-        return float(value)
-    return of_box
-
-
-def _polygon(segmentation: object, width: int, height: int) -> np.ndarray:
-    """Normalised [k, 2] outline, the parts of a divided object one after the other; [0, 2] for a mask or nonsense."""
-    empty = np.empty((0, 2), np.float32)
-    if not isinstance(segmentation, list) or not segmentation:
-        return empty
-    try:
-        points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in segmentation])
-    except (ValueError, TypeError, OverflowError):
-        return empty
-    if len(points) < 3 or not np.isfinite(points).all():
-        return empty
-    return np.clip(points / [width, height], 0, 1).astype(np.float32)
+    return key_of(identifier)

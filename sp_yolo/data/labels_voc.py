@@ -13,7 +13,16 @@ from xml.parsers import expat
 import numpy as np
 
 from sp_yolo.config.text import LABEL_BYTES, NotText, decode, read_text
-from sp_yolo.data.labels import DIFFICULT, LabelFile, clip_box, empty_labels, fault_words, shorten
+from sp_yolo.data.labels import (
+    DIFFICULT,
+    MOST_OBJECTS,
+    LabelFile,
+    clip_box,
+    empty_labels,
+    fault_words,
+    shorten,
+    too_many,
+)
 from sp_yolo.data.rows import BadRow
 from sp_yolo.errors import UserError
 
@@ -22,7 +31,11 @@ _DECLARED = re.compile(rb"\s*<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([A-Za-z0-9._
 _BARE_AMPERSAND = re.compile(r"&(?!(?:[A-Za-z]+|#[0-9]+|#x[0-9A-Fa-f]+);)")
 
 
-@dataclass
+MOST_ELEMENTS = 1_000_000  # of one file; an object has some ten
+_MOST_TEXT = 4096  # characters of an element that are kept: names and numbers are shorter
+
+
+@dataclass(slots=True)
 class _Element:
     tag: str
     line: int
@@ -107,8 +120,12 @@ def read_voc(path: str | Path, class_index: Mapping[str, int], size_wh: tuple[in
     except _XmlRefused as refused:
         result.give_up(f"{path}:{refused.line}", "malformed XML", refused.detail, data.count(b"<object>"))
         return result
+    objects = list(tree.objects())
+    if len(objects) > MOST_OBJECTS:
+        result.give_up(f"{path}:{objects[MOST_OBJECTS].line}", *too_many(len(objects)), len(objects))
+        return result
     truth: dict[tuple[float, ...], None] = {}
-    for element in tree.objects():
+    for element in objects:
         where = f"{path}:{element.line}"
         try:
             row = _object_row(element, class_index, width, height)
@@ -211,9 +228,13 @@ def _parse_xml(data: bytes) -> _Element:
     before, text = _xml_text(data)
     parser = expat.ParserCreate("utf-8")
     root = _Element("", 0)
-    stack = [root]
+    stack, count = [root], 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_ELEMENTS:
+            raise _XmlRefused(before + parser.CurrentLineNumber, f"more than {MOST_ELEMENTS} elements")
         element = _Element(tag, before + parser.CurrentLineNumber)
         stack[-1].children.append(element)
         stack.append(element)
@@ -222,7 +243,8 @@ def _parse_xml(data: bytes) -> _Element:
         stack.pop()
 
     def characters(words: str) -> None:
-        stack[-1].text += words
+        if (room := _MOST_TEXT - len(stack[-1].text)) > 0:
+            stack[-1].text += words[:room]
 
     def doctype(name: str, system: str | None, public: str | None, has_declarations: int) -> None:
         if has_declarations:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from sp_yolo.config.text import NotText, read_text
@@ -13,6 +14,8 @@ from sp_yolo.data.images import is_image_name
 from sp_yolo.data.labels import fault_words, shorten
 from sp_yolo.errors import UserError
 
+Stems = Callable[[Path], dict[str, str]]
+LIST_BYTES = 512 * 2**20  # some five million paths
 _COLUMNS_BEHIND = re.compile(r"(.+?\.\w{2,5})[\"']?[\s,;]")
 
 
@@ -23,13 +26,14 @@ def read_list(path: Path, root: Path, notes: list[str]) -> tuple[list[str], str]
         UserError: it cannot be read as text, or a path leads out of the dataset.
     """
     try:
-        lines = read_text(path).split("\n")
+        lines = read_text(path, LIST_BYTES).split("\n")
     except (OSError, NotText) as error:
         raise UserError(f"{path}: expected one image path per line: {fault_words(error)}") from None
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     images, others, moved = list[str](), list[str](), list[tuple[str, str]]()
+    stems = cache(image_by_stem)  # of a folder, which is listed once
     for number, line in rows:
-        name, is_moved = _listed_path(line, f"{path}:{number}", path.parent, root)
+        name, is_moved = _listed_path(line, f"{path}:{number}", path.parent, root, stems)
         if is_moved:
             moved.append((line, name))
         (images if is_image_name(name) else others).append(name if is_image_name(name) else line)
@@ -43,7 +47,7 @@ def read_list(path: Path, root: Path, notes: list[str]) -> tuple[list[str], str]
     return sorted(images), "the list is empty" if not rows else f"{len(rows)} lines, e.g. {shorten(rows[0][1])}"
 
 
-def _listed_path(line: str, where: str, folder: Path, root: Path) -> tuple[str, bool]:
+def _listed_path(line: str, where: str, folder: Path, root: Path, stems: Stems) -> tuple[str, bool]:
     """(the image that a line names, whether it lies elsewhere than the line says).
 
     A line may be quoted, have backslashes or columns behind the path, or lack the extension. The first reading that
@@ -57,7 +61,7 @@ def _listed_path(line: str, where: str, folder: Path, root: Path) -> tuple[str, 
         if os.path.isfile(path):
             return path, False
     for path in paths:
-        name = image_by_stem(Path(path).parent).get(os.path.basename(path)) if not is_image_name(path) else None
+        name = stems(Path(path).parent).get(os.path.basename(path)) if not is_image_name(path) else None
         if name:
             return os.path.join(os.path.dirname(path), name), False
     moved = _moved(readings[-1].replace("\\", "/"), (folder, root))

@@ -80,7 +80,10 @@ def chosen_recipe(config: Config) -> dict[str, Any]:
 
 
 def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[DetectionModel, str, dict[str, Any]]:
-    """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen; its recipe."""
+    """The model of ``--cfg`` or of the weights file, its weights transferred, its first layers frozen; its recipe.
+
+    What is said begins with "warning: " where the weights may not be what the user takes them for.
+    """
     if config.weights and not Path(config.weights).is_file():
         raise UserError(f"--weights {config.weights}: no such file (nothing is downloaded; '' trains from scratch)")
     classes = len(dataset.class_names(config.single_cls))
@@ -94,11 +97,12 @@ def build_detector(config: Config, dataset: DatasetConfig, say: Any) -> tuple[De
         keep_anchors = bool(config.cfg or hyp["anchors"])
         report = load_weights(model, config.weights, keep_anchors=keep_anchors)
         given = report.names
-        say(str(report))
+        say(f"warning: {report}" if report.is_poor else str(report))
         if not config.cfg and not isinstance(model.head, IDetect):
             say("these are deploy weights: their plain head is trained on; --cfg MODEL trains the training form")
-    say(follow_names(model, given, dataset.class_names(config.single_cls)))
-    check_channels(model, cfg)
+    if words := follow_names(model, given, dataset.class_names(config.single_cls)):
+        say(f"warning: {words}")
+    check_channels(model, config.cfg or config.weights)
     freeze(model, config.freeze, say)
     return model, hyp_path, hyp
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import os
 import re
@@ -26,6 +27,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Hardswish": nn.Hardswish,
     "Identity": nn.Identity,
 }
+_WEIGHTS = (".pt", ".pth", ".safetensors", ".weights", ".onnx")
 _WORDS = {"None": None, "True": True, "False": False}
 
 
@@ -57,13 +59,29 @@ def read_model_config(cfg: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[
     if isinstance(cfg, Mapping):
         return copy.deepcopy(dict(cfg)), "model configuration"
     path = Path(cfg)
+    if path.suffix.lower() in _WEIGHTS:
+        raise UserError(f"{cfg}: weights are given as --weights; the model, --cfg, is a name or a YAML")
     if path.is_file():
         return copy.deepcopy(dict(read_yaml(path))), str(path)
     stem = path.name.removesuffix(".yaml")
     if stem in packaged_models() and path.parent.name in ("", "training", "deploy"):
         config = dict(read_yaml(PACKAGED / f"{stem}.yaml"))
         return (deploy_config(config, stem) if path.parent.name == "deploy" else config), str(path)
-    raise UserError(f"{cfg}: no such model file, and not one of {', '.join(packaged_models())}")
+    near = nearest_model(stem)
+    hint = f" (did you mean {near}?)" if near else ""
+    raise UserError(f"{cfg}: no such model file, and not one of {', '.join(packaged_models())}{hint}")
+
+
+def nearest_model(name: str) -> str:
+    """The packaged model that ``name`` is a slip of, else the one that it begins with, else the likest; '' for none."""
+    known = packaged_models()
+    begun = [model for model in reversed(known) if name.lower().startswith(model)]
+    for likeness in (0.85, 0.6):
+        if near := difflib.get_close_matches(name.lower(), known, 1, likeness):
+            return near[0]
+        if begun:
+            return max(begun, key=len)
+    return ""
 
 
 def positive_number(config: Mapping[str, Any], key: str, default: float | None, where: str) -> float:

@@ -49,6 +49,11 @@ class TransferReport:
     notes: list[str]
     names: list[str] | None = None  # of the file's classes, where it knows them
 
+    @property
+    def is_poor(self) -> bool:
+        """Most of the model starts fresh."""
+        return 2 * self.transferred < self.total
+
     def __str__(self) -> str:
         return "; ".join([f"Transferred {self.transferred}/{self.total} items from {self.path}", *self.notes])
 

@@ -172,10 +172,10 @@ def test_coco_ids_may_be_words_or_numbers(tmp_path: Path) -> None:
         annotations=[{"image_id": "0005", "category_id": "dog", "bbox": [1, 2, 3, 4]}],
     )
     found = read_coco(_coco(tmp_path, document), ["a"])
-    assert found.category_ids == {0: 1} and len(found.images[0].annotations) == 1
+    assert found.category_ids == {0: 1} and len(found.images[0].rows) == 1
     mixed = coco_document()
     mixed["annotations"] = [{"image_id": "9", "category_id": "7", "bbox": [1, 2, 3, 4]}]
-    assert len(read_coco(_coco(tmp_path, mixed), ["a"]).images[1].annotations) == 1
+    assert len(read_coco(_coco(tmp_path, mixed), ["a"]).images[1].rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_coco_annotation_that_points_nowhere_is_counted(tmp_path: Path, change: 
     annotation = {"image_id": 5, "category_id": 7, "bbox": [6, 4, 12, 8]}
     found = read_coco(_coco(tmp_path, coco_document(annotations=[annotation, annotation | change])), ["a"])
     assert found.problems.reasons == {reason: 1} and "annotations[1]" in str(found.problems)
-    assert len(found.images[0].annotations) == 1
+    assert len(found.images[0].rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,8 @@ def test_coco_polygons(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ("{", "x.json:1: not valid JSON"),
-        ("[" * 100000, "cannot be read as JSON"),
+        ('{"images": ' + "[" * 100000, "cannot be read as JSON"),
+        ("[" * 100000, "expected a COCO object"),
         ("[]", "expected a COCO object"),
         ("{}", "'images' is missing"),
         (coco_document(categories=None), "'categories' is missing"),

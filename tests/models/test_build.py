@@ -237,3 +237,28 @@ def test_activation_whitelist(tmp_path: Path) -> None:
     assert isinstance(
         build_model(write(tmp_path, SMALL.replace("nn.LeakyReLU(0.1)", "False"))).model[0].act, nn.Identity
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("yolov7-tinny", "yolov7-tiny"),
+        ("YOLOv7_tiny.yaml", "yolov7-tiny"),
+        ("cfg/training/yolov7-custom.yaml", "yolov7"),
+        ("yolov7-w6-custom", "yolov7-w6"),
+        ("yolov7X", "yolov7x"),
+        ("yolov5s.yaml", "yolov7"),
+        ("resnet50", ""),
+    ],
+)
+def test_a_wrong_name_is_answered_by_the_nearest(given: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(given)
+    words = str(caught.value)
+    assert words.startswith(f"{given}: no such model file, and not one of yolov7, yolov7-d6, ")
+    assert words.endswith(f"(did you mean {near}?)") if near else "mean" not in words
+
+
+def test_weights_are_no_configuration() -> None:
+    with pytest.raises(UserError, match=r"yolov7\.pt: weights are given as --weights"):
+        build_model("yolov7.pt")

@@ -1,6 +1,7 @@
 """`sp-yolo val` gives the trainer's figures to the bit; `sp-yolo predict` on files, folders, videos, mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -218,6 +219,40 @@ def test_predict_mistakes(
         assert f"--source {source}" in capsys.readouterr().err
     assert predict(trained, "bad.jpg", "--classes", "99") == 2
     assert "--classes 99" in capsys.readouterr().err
+
+
+def test_predict_lists_a_folder_as_training_does(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = np.full((64, 96, 3), 90, np.uint8)
+    data = cv2.imencode(".png", image)[1].tobytes()
+    kept = ["in/a.png", "in/b.JPG_1", "in/photo", "in/sub/c.jfif"]
+    for name in (*kept, "in/.ipynb_checkpoints/a.png", "in/@eaDir/a.png", "in/._a.png", "in/.hidden.png"):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for name in ("Thumbs.db", "desktop.ini", "notes.txt", "labels.csv"):
+        (Path("in") / name).write_text("x")
+    Path("in/again").symlink_to(Path("in").resolve())
+    writer = cv2.VideoWriter("in/clip.AVI", cv2.VideoWriter.fourcc(*"MJPG"), 5, (96, 64))
+    writer.write(image)
+    writer.release()
+    shutil.copy("in/clip.AVI", "clip.unknown")
+    everything = [*kept, "in/clip.AVI frame 0"]
+    for source, expected in (
+        ("in", everything),
+        ("in/**", everything),
+        ("in/**/*.png", ["in/a.png"]),
+        ("i?", everything),
+        ("in/._a.png", ["in/._a.png"]),
+        ("clip.unknown", ["clip.unknown frame 0"]),
+    ):
+        assert predict(trained, source) == 0
+        out = capsys.readouterr().out
+        assert [line.split(": ")[0] for line in out.splitlines() if "96x64" in line] == expected, source
+        if expected == everything:
+            assert "4 pictures in hidden or system folders left out" in out and "1 links to folders" in out
 
 
 def test_predict_on_several_sources_and_lists(
