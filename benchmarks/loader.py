@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sp_yolo.config import HYP_RULES, load_dataset_config
+from sp_yolo.config import AugmentRecipe, load_dataset_config
 from sp_yolo.data import DetectionDataset, build_loader, ensure_toy_dataset
 
 
@@ -39,11 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         yaml = options.data or ensure_toy_dataset(Path(folder) / "toy")
         config = load_dataset_config(yaml)
-        hyp = {key: rule.default for key, rule in HYP_RULES.items()}
-        hyp.update({key: float(value) for key, value in (item.split("=") for item in options.set)})
+        augment = AugmentRecipe.of({key: float(value) for key, value in (item.split("=") for item in options.set)})
         cache = {"off": False, "ram": True, "disk": "disk"}[options.cache]
         started = time.perf_counter()
-        dataset = DetectionDataset(config, "train", options.size, hyp=hyp, augment=True, cache_images=cache)
+        dataset = DetectionDataset(config, "train", options.size, augment=augment, cache_images=cache)
         print(f"{len(dataset)} images scanned in {time.perf_counter() - started:.2f} s {dataset.cache_note}")
         if options.profile:
             print_profile(dataset, options.images)

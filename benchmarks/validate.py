@@ -16,11 +16,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sp_yolo.boxes import non_max_suppression
-from sp_yolo.engine.build import build_val_data, open_dataset
-from sp_yolo.engine.device import select_compute
+from sp_yolo.engine.splits import open_dataset, open_measured_split
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, validate
 from sp_yolo.eval import coco_evaluate
 from sp_yolo.models import deploy, model_from_weights
+from sp_yolo.runtime.device import select_compute
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
     compute = select_compute("cpu", "off")
     model = model_from_weights(options.weights).eval()
     model = deploy(model) if options.deploy else model
-    dataset = open_dataset(options.data, None)
-    data, loader, evaluator = build_val_data(
+    dataset = open_dataset(options.data)
+    split = open_measured_split(
         dataset,
         options.split,
         image_size=options.img,
@@ -52,17 +52,17 @@ def main() -> None:
     )
     shares: list[dict[str, float]] = []
     for round_number in range(options.rounds + 1):
-        evaluator.reset()
+        split.evaluator.reset()
         started = time.perf_counter()
-        outcome = validate(model, loader.epoch(0), evaluator, compute)
+        outcome = validate(model, split.loader.epoch(0), split.evaluator, compute)
         validated = time.perf_counter()
-        result = evaluator.compute()
+        result = split.evaluator.compute()
         metric = time.perf_counter() - validated
         rest = validated - started - sum(outcome.seconds.values())
         if round_number:  # the first one warms up
             shares.append({"loading": rest, **outcome.seconds, "metric": metric})
-    count = len(data)
-    found = evaluator.detections()
+    count = len(split.data)
+    found = split.evaluator.detections()
     print(f"{options.weights}: mAP@.5:.95 {result.map50_95:.3f}, {len(found) / count:.0f} detections per image")
     setting = f"{options.img} px, batch {options.batch}, {options.threads} threads"
     print(f"{count} images at {setting}, torch {torch.__version__}")
@@ -74,7 +74,7 @@ def main() -> None:
     for stage in shares[0]:
         seconds = statistics.median(share[stage] for share in shares)
         print(f"{stage:>10}{1000 * seconds / count:12.2f}{seconds / statistics.median(totals):9.1%}")
-    compare_backends(data.ground_truth(), found)
+    compare_backends(split.truth, found)
     dense_nms()
 
 

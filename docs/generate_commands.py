@@ -3,19 +3,18 @@
     python docs/generate_commands.py           # write the pages
     python docs/generate_commands.py --check   # say which are stale, exit 1
 
-It needs three names of the package: ``sp_yolo.cli.COMMANDS`` (command -> module, words), and in each of those modules
-``add_arguments(parser)``. Nothing but the parser is asked, so the pages hold what ``--help`` holds.
+It needs two names of the package: ``sp_yolo.cli.COMMANDS`` (command -> module, words) and ``parser_of``. Nothing
+but the parser is asked, so the pages hold what ``--help`` holds.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from sp_yolo.cli import COMMANDS
+from sp_yolo.cli import COMMANDS, parser_of
 
 FOLDER = Path(__file__).resolve().parent / "commands"
 MADE = "<!-- Made by docs/generate_commands.py from the parsers; do not edit. -->"
@@ -46,14 +45,6 @@ def main(arguments: list[str]) -> int:
         if path in pages:
             path.write_text(pages[path], encoding="utf-8", newline="\n")
     return 0
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of ``sp-yolo NAME``."""
-    module, words = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"sp-yolo {name}", description=words)
-    importlib.import_module(module).add_arguments(parser)
-    return parser
 
 
 def page(name: str) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 Boxes = TypeVar("Boxes", Tensor, np.ndarray)
 
-MAX_CANDIDATES = 30000  # per image, before suppression (spec eval §6.1 step 7)
-CLASS_OFFSET = 4096.0  # px between the planes of two classes (spec eval §6.1 step 8)
+MAX_CANDIDATES = 30000  # per image, before suppression
+CLASS_OFFSET = 4096.0  # px between the planes of two classes
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Boxes) -> Boxes:
@@ -50,9 +50,9 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
-    """CIoU of matching rows, [n, 4] and [n, 4] -> [n] (spec loss §3.5; Zheng et al. 2020, eq. 10).
+    """CIoU of matching rows, [n, 4] and [n, 4] -> [n].
 
-    The epsilons (1e-7, on heights, union, diagonal and alpha) are the specification's; no gradient flows through alpha.
+    The epsilons (1e-7, on heights, union, diagonal and alpha) are the original's; no gradient flows through alpha.
     """
     eps = 1e-7
     pred, target = cxcywh_to_xyxy(pred_cxcywh), cxcywh_to_xyxy(target_cxcywh)
@@ -80,7 +80,7 @@ def letterbox(
     scale_up: bool = True,
     stride: int = 32,
 ) -> tuple[np.ndarray, float, tuple[float, float]]:
-    """Resize [H, W, 3] keeping the aspect ratio and pad it to `shape_hw` (spec data §5.5).
+    """Resize [H, W, 3] keeping the aspect ratio and pad it to `shape_hw`.
 
     `auto` pads only up to the next multiple of `stride`; without `scale_up` a small image is padded, never enlarged.
     Returns the image, the scale ratio, and the half pads (pad_w, pad_h) in pixels, which may end in .5.
@@ -111,7 +111,7 @@ def boxes_to_original(
     original_hw: tuple[int, int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Tensor:
-    """Corner boxes [n, 4] in network-input pixels -> pixels of the original image, clipped to it (spec eval §6.2).
+    """Corner boxes [n, 4] in network-input pixels -> pixels of the original image, clipped to it.
 
     `ratio_pad` is ((ratio_h, ratio_w), (pad_w, pad_h)); each axis is divided by its own ratio, because an image resized
     to whole pixels has two. Without it the letterbox of `original_hw` into `input_hw` is assumed.
@@ -141,7 +141,7 @@ def non_max_suppression(
 ) -> list[Tensor]:
     """Decoded predictions [B, N, 5+nc] (cx, cy, w, h px, objectness, class scores) -> per image [k, 6] float32.
 
-    Rows are x1, y1, x2, y2, score, class, best score first (spec eval §6.1, without its time limit). With one class the
+    Rows are x1, y1, x2, y2, score, class, best score first. With one class the
     score is the objectness alone. `multi_label` makes one candidate per (box, class) above `conf_thres`.
     """
     # one comparison over the whole batch: at 0.001 it leaves a few per cent of the rows of a trained model

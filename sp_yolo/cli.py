@@ -7,24 +7,25 @@ import difflib
 import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from sp_yolo.commands.relatives import RELATIVES
+from sp_yolo.config import add_options, entries, from_arguments
 from sp_yolo.errors import SPYoloError
-from sp_yolo.relatives import RELATIVES
 
-# command -> (module with add_arguments and run, one line of help)
+# command -> (module with OPTIONS, EXAMPLES and run, one line of help)
 COMMANDS = {
-    "train": ("sp_yolo.train", "train a detector (same as train_sp.py)"),
-    "yolov7": ("sp_yolo.plugins.yolov7", "run an untouched YOLOv7's train.py with SP as its optimizer"),
-    "val": ("sp_yolo.val", "measure weights on a split (the original's test.py)"),
-    "predict": ("sp_yolo.predict", "detect on images, folders, videos, webcams (the original's detect.py)"),
-    "export": ("sp_yolo.export", "write TorchScript or ONNX, checked against the model"),
-    "eval": ("sp_yolo.eval.command", "metrics of a detections file: COCO, VOC07 or VOC12"),
-    "classify": ("sp_yolo.classify.command", "train small networks on MNIST, CIFAR-10 or image folders"),
-    "compare": ("sp_yolo.compare.command", "compare optimizers over seeds, tuned alike, with confidence intervals"),
-    "check": ("sp_yolo.check", "find what would ruin a training run before it starts"),
-    "download": ("sp_yolo.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
+    "train": ("sp_yolo.commands.train", "train a detector (same as train_sp.py)"),
+    "yolov7": ("sp_yolo.commands.yolov7", "run an untouched YOLOv7's train.py with SP as its optimizer"),
+    "val": ("sp_yolo.commands.val", "measure weights on a split (the original's test.py)"),
+    "predict": ("sp_yolo.commands.predict", "detect on images, folders, videos, webcams (the original's detect.py)"),
+    "export": ("sp_yolo.commands.export", "write TorchScript or ONNX, checked against the model"),
+    "eval": ("sp_yolo.commands.eval", "metrics of a detections file: COCO, VOC07 or VOC12"),
+    "classify": ("sp_yolo.commands.classify", "train small networks on MNIST, CIFAR-10 or image folders"),
+    "compare": ("sp_yolo.commands.compare", "compare optimizers over seeds, tuned alike, with confidence intervals"),
+    "check": ("sp_yolo.commands.check", "find what would ruin a training run before it starts"),
+    "download": ("sp_yolo.commands.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
 }
 
 
@@ -35,7 +36,7 @@ class _Version(argparse.Action):
         import torch
 
         from sp_yolo import __version__
-        from sp_yolo.engine.device import select_compute
+        from sp_yolo.runtime.device import select_compute
 
         words = select_compute("", "auto").words
         python = sys.version.split()[0]
@@ -74,13 +75,13 @@ def _add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS, help=words)
 
 
-def guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """``run(arguments)`` with every expected error turned into one line on stderr and its exit code."""
+def guarded(command: str, argv: Sequence[str], prog: str = "") -> int:
+    """:func:`run_command` with every expected error turned into one line on stderr and its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a Windows console or LANG=C cannot show every letter
             stream.reconfigure(errors="replace")
     try:
-        return run(arguments)
+        return run_command(command, argv, prog)
     except SPYoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -93,25 +94,59 @@ def guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         return 0
 
 
+def parser_of(command: str, prog: str = "") -> argparse.ArgumentParser:
+    """The parser of a command, from its options; its help closes with examples."""
+    module, words = COMMANDS[command]
+    commands = importlib.import_module(module)  # only the chosen one
+    prog = prog or f"sp-yolo {command}"
+    parser = _Parser(
+        prog=prog,
+        description=f"{words[0].upper()}{words[1:]}.",
+        usage=f"{prog} [options]{_positionals(commands.OPTIONS)}",
+        epilog=f"examples:\n{commands.EXAMPLES.format(prog=prog).strip(chr(10))}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_version(parser)
+    for options in commands.OPTIONS:
+        add_options(parser, options)
+    return parser
+
+
+def _positionals(classes: Sequence[type]) -> str:
+    own = [entry for options in classes for entry in entries(options).values() if entry.positional]
+    words = [f"{entry.option.metavar or entry.name}{' ...' if entry.many else ''}" for entry in own]
+    return "".join(f" {word}" if entry.required else f" [{word}]" for entry, word in zip(own, words, strict=True))
+
+
+def options_of(command: str, argv: Sequence[str], prog: str = "") -> list[Any]:
+    """The options of a command from its arguments, one object for each of its option classes.
+
+    Raises:
+        SystemExit: 2 for flags that do not exist, 0 after --help. UserError: a value outside its rule.
+    """
+    arguments = parser_of(command, prog).parse_args(argv)
+    return [from_arguments(options, arguments) for options in importlib.import_module(COMMANDS[command][0]).OPTIONS]
+
+
+def run_command(command: str, argv: Sequence[str], prog: str = "") -> int:
+    """Run a command with its arguments; returns the exit code.
+
+    Raises: as :func:`options_of`; SPYoloError: see ``errors``.
+    """
+    exit_code: int = importlib.import_module(COMMANDS[command][0]).run(*options_of(command, argv, prog))
+    return exit_code
+
+
 def main_train(argv: Sequence[str] | None = None) -> int:
     """The program train_sp.py."""
-    from sp_yolo import train
-
-    parser = _Parser(prog="train_sp.py", description="Train a YOLOv7 detector with the Spectral Proximal optimizer.")
-    _add_version(parser)
-    train.add_arguments(parser)
-    return guarded(train.run, parser.parse_args(argv))
+    return guarded("train", sys.argv[1:] if argv is None else argv, "train_sp.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program sp-yolo."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in COMMANDS:
-        name, (module, words) = given[0], COMMANDS[given[0]]
-        command = importlib.import_module(module)  # only the chosen one
-        parser = _Parser(prog=f"sp-yolo {name}", description=words)
-        command.add_arguments(parser)
-        return guarded(command.run, parser.parse_args(given[1:]))
+        return guarded(given[0], given[1:])
     parser = _Parser(prog="sp-yolo", description="YOLOv7 detectors with the Spectral Proximal optimizer.")
     _add_version(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)

@@ -19,7 +19,8 @@ import paired
 import torch
 from torch import Tensor, nn
 
-from sp_yolo.classify import (
+from sp_yolo.config import OptimizerRecipe
+from sp_yolo.experiments.classify import (
     ClassifyConfig,
     Splits,
     fit,
@@ -27,7 +28,7 @@ from sp_yolo.classify import (
     make_splits,
     open_source,
 )
-from sp_yolo.classify.training import EVAL_BATCH
+from sp_yolo.experiments.classify.training import EVAL_BATCH
 from sp_yolo.optim import SP, build_param_groups
 from sp_yolo.optim.prune import forget_displacement
 from sp_yolo.optim.saliency import prox_due, sigma_at
@@ -110,13 +111,13 @@ def trained(row: str, seed: int) -> tuple[float, nn.Module, Splits]:
     share, form = ROWS[row]
     config, splits = settings(seed)
 
-    def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> SP:
+    def make(model: nn.Module, recipe: OptimizerRecipe, steps: int) -> SP:
         if form == "scratch":
             shrink(model, share)
-        groups = build_param_groups(model, weight_decay=hyp["weight_decay"])
+        groups = build_param_groups(model, weight_decay=recipe.weight_decay)
         layers = [(layer.weight, layer.bias) for layer in layers_of(model)[:-1]]
         wish = 0.0 if form == "scratch" else share
-        common = {"lr": hyp["lr0"], "momentum": hyp["momentum"], "total_steps": steps}
+        common: dict[str, Any] = {"lr": recipe.lr0, "momentum": recipe.momentum, "total_steps": steps}
         common |= {"metric": "none", "decoupled": False}
         return ChannelSP(groups, layers, wish, form, **common)
 

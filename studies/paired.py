@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.classify import Splits
-from sp_yolo.compare.report import markdown, provenance
-from sp_yolo.compare.statistics import holm, mean_interval, paired_test
+from sp_yolo.experiments.classify import Splits
+from sp_yolo.experiments.compare.report import markdown, provenance
+from sp_yolo.experiments.statistics import holm, mean_interval, paired_test
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -17,9 +17,10 @@ import paired
 import torch
 from torch import nn
 
-from sp_yolo.classify import fit, load_classify_config, open_source
-from sp_yolo.classify.splits import config_splits
+from sp_yolo.config import OptimizerRecipe
 from sp_yolo.errors import NonFiniteError
+from sp_yolo.experiments.classify import fit, load_classify_config, open_source
+from sp_yolo.experiments.classify.splits import config_splits
 from sp_yolo.optim import SP, build_param_groups
 
 RATES = (0.001, 0.00316, 0.01, 0.0316)
@@ -46,8 +47,8 @@ def accuracy(options: dict[str, Any], split: str, seed: int, row: str, lr0: floa
     source = open_source(config.dataset)
     splits = config_splits(config, source)
 
-    def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> torch.optim.Optimizer:
-        groups = build_param_groups(model, weight_decay=hyp["weight_decay"])
+    def make(model: nn.Module, recipe: OptimizerRecipe, steps: int) -> torch.optim.Optimizer:
+        groups = build_param_groups(model, weight_decay=recipe.weight_decay)
         keep = ("params", "name", "weight_decay")
         return ROWS[row]([{key: group[key] for key in keep} for group in groups], lr=lr0)
 

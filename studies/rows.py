@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sp_yolo.classify import fit, load_classify_config, open_source
-from sp_yolo.classify.splits import config_splits
-from sp_yolo.compare.report import markdown
-from sp_yolo.compare.statistics import mean_interval, paired_test
 from sp_yolo.errors import NonFiniteError
+from sp_yolo.experiments.classify import fit, load_classify_config, open_source
+from sp_yolo.experiments.classify.splits import config_splits
+from sp_yolo.experiments.compare.report import markdown
+from sp_yolo.experiments.statistics import mean_interval, paired_test
 
 OPTIONS = {"dataset": "mnist", "root": "", "samples": 1000, "model": "cnn", "epochs": 20, "lrf": 0.01}
 COLUMNS = ("version", *OPTIONS, "optimizer", "lr0", "seed", "test", "val", "train_loss", "start_loss", "failed")

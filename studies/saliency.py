@@ -16,8 +16,9 @@ import paired
 import torch
 from torch import Tensor, nn
 
-from sp_yolo.classify import fit, load_classify_config, open_source
-from sp_yolo.classify.splits import config_splits
+from sp_yolo.config import OptimizerRecipe
+from sp_yolo.experiments.classify import fit, load_classify_config, open_source
+from sp_yolo.experiments.classify.splits import config_splits
 from sp_yolo.optim import SP, build_param_groups
 
 # What is gathered at every step, by name: (decay, f(g, s, y)), s and y of eq. (1).
@@ -91,11 +92,11 @@ def run(options: dict[str, Any], lr0: float, zeros: float, row: str, seed: int) 
     config = load_classify_config(optimizer="sp", seed=seed, overrides=overrides, **options)
     splits = config_splits(config, open_source(config.dataset))
 
-    def make(model: nn.Module, hyp: dict[str, Any], steps: int) -> SP:
+    def make(model: nn.Module, recipe: OptimizerRecipe, steps: int) -> SP:
         share = 0.0 if row == "dense" else zeros
-        decay = hyp["weight_decay"]
+        decay = recipe.weight_decay
         groups = build_param_groups(model, weight_decay=decay, sigma_backbone=share, sigma_head=share)
-        settings = {"lr": hyp["lr0"], "momentum": hyp["momentum"], "total_steps": steps}
+        settings: dict[str, Any] = {"lr": recipe.lr0, "momentum": recipe.momentum, "total_steps": steps}
         settings |= {"metric": "none", "decoupled": False}
         return WeighedSP(groups, "magnitude, h = 1" if row == "dense" else row, **settings)
 

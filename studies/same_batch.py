@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sp_yolo.classify import Splits, build_classifier, make_splits, open_source
-from sp_yolo.classify.training import batches
+from sp_yolo.experiments.classify import Splits, build_classifier, make_splits, open_source
+from sp_yolo.experiments.classify.training import batches
 from sp_yolo.optim.damping import newton_damping
 from sp_yolo.optim.saliency import keep_masks, prune_count, saliency
 

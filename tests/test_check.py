@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo import check, cli
+from sp_yolo import cli
+from sp_yolo.cli import run_command
 from sp_yolo.config import read_yaml
 from sp_yolo.errors import UserError
 from sp_yolo.models import build_model
@@ -48,10 +48,8 @@ class DataSet:
         return self.folder / "labels" / split / f"{number}.txt"
 
     def check(self, *flags: str) -> int:
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        check.add_arguments(parser)
         given = ["--data", str(self.yaml), "--img", "320", "--output", str(self.folder / "out"), *flags]
-        return check.run(parser.parse_args(given))
+        return run_command("check", given)
 
 
 @pytest.fixture

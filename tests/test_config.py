@@ -4,9 +4,20 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
-from sp_yolo.config import CHECKOUT, HYP_RULES, load_config, load_dataset_config, load_hyp, parse_assignments, read_yaml
+from sp_yolo.config import (
+    CHECKOUT,
+    HYP_RULES,
+    Recipe,
+    load_config,
+    load_dataset_config,
+    load_recipe,
+    parse_assignments,
+    read_yaml,
+)
 from sp_yolo.errors import UserError
+from sp_yolo.optim import SP
 
 
 def write(folder: Path, text: str, name: str = "file.yaml") -> Path:
@@ -44,12 +55,12 @@ def test_read_yaml_numbers_and_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "hyp").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
-    assert set(load_hyp(path)) == set(HYP_RULES)
+    assert set(load_recipe(path).flat()) == set(HYP_RULES)
 
 
 def test_original_values_are_the_published_ones() -> None:
     """Spot values of the recipes that the original ships."""
-    tiny, p5, p6 = (load_hyp(CHECKOUT / "hyp" / f"hyp.scratch.{size}.yaml") for size in ("tiny", "p5", "p6"))
+    tiny, p5, p6 = (load_recipe(CHECKOUT / "hyp" / f"hyp.scratch.{size}.yaml").flat() for size in ("tiny", "p5", "p6"))
     assert (tiny["cls"], tiny["obj"], tiny["lrf"], tiny["scale"], tiny["mixup"]) == (0.5, 1.0, 0.01, 0.5, 0.05)
     assert (p5["cls"], p5["obj"], p5["lrf"], p5["scale"], p5["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.15)
     assert p6["lrf"] == 0.2
@@ -64,26 +75,55 @@ def test_original_values_are_the_published_ones() -> None:
         ("momentum: 1.5\n", 1, "must lie in [0, 0.9999]"),
         ("mosaic: true\n", 1, "must be a number"),
         ("lr0: .nan\n", 1, "must be a number"),
+        ("sp_rho: 1.0\n", 1, "must lie in [0, 1)"),
+        ("extends: [tiny]\n", 1, "must be a recipe file"),
         ("sp_mode: clever\n", 1, "'robust' or 'paper'"),
         ("sp_every: 2.5\n", 1, "a whole number"),
     ],
 )
-def test_load_hyp_refuses(tmp_path: Path, text: str, line: int, words: str) -> None:
+def test_load_recipe_refuses(tmp_path: Path, text: str, line: int, words: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:
-        load_hyp(path)
+        load_recipe(path)
     assert f"{path}:{line}: " in str(caught.value) and words in str(caught.value)
+
+
+def test_a_recipe_holds_what_differs_from_the_one_that_it_extends(tmp_path: Path) -> None:
+    """Values by hand: the original's mixup by size, SP's rate, and what the file itself says last."""
+    path = write(tmp_path, "extends: sp.yaml\nmosaic: 0.25\n", "mine.yaml")
+    for size, mixup in (("tiny", 0.05), ("p5", 0.15), ("p6", 0.15)):
+        recipe = load_recipe(path, size=size)
+        assert (recipe.optimizer.lr0, recipe.augment.mosaic, recipe.augment.mixup) == (0.002, 0.25, mixup)
+    second = write(tmp_path, "extends: mine.yaml\nmixup: 0.5\n", "second.yaml")  # beside it
+    assert load_recipe(second).augment.mixup == 0.5 and load_recipe(second).augment.mosaic == 0.25
+    write(tmp_path, "extends: second.yaml\n", "mine.yaml")
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(second)
+
+
+def test_settings_of_sp_have_the_bounds_and_defaults_of_the_class() -> None:
+    model = torch.nn.Linear(2, 2)
+    recipe = vars(Recipe().optimizer)
+    for key, value in recipe.items():
+        if key.startswith("sp_"):
+            setting = key.removeprefix("sp_").removesuffix("_backbone").removesuffix("_head")
+            assert SP(model.parameters()).defaults[setting] == value
+    for key, setting, bad in (("sp_rho", "rho", 1.0), ("sp_every", "every", 0), ("sp_sigma_head", "sigma", -0.1)):
+        with pytest.raises(ValueError, match=setting):
+            SP(model.parameters(), **{setting: bad})
+        with pytest.raises(ValueError, match="must"):
+            HYP_RULES[key].check(bad)
 
 
 def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path, "lr0: 0.5\n")
-    assert load_hyp(path)["lr0"] == 0.5
-    assert load_hyp(path, parse_assignments(["lr0=1e-3"]))["lr0"] == 1e-3
-    assert load_hyp(path, parse_assignments(["ema_decay=auto"]))["ema_decay"] == "auto"
+    assert load_recipe(path).optimizer.lr0 == 0.5
+    assert load_recipe(path, parse_assignments(["lr0=1e-3"])).optimizer.lr0 == 1e-3
+    assert load_recipe(path, parse_assignments(["ema_decay=auto"])).schedule.ema_decay == "auto"
     with pytest.raises(UserError, match="--set: lr0 = 'abc'"):
-        load_hyp(path, parse_assignments(["lr0=abc"]))
+        load_recipe(path, parse_assignments(["lr0=abc"]))
     with pytest.raises(UserError, match="unknown hyperparameter 'nosuchkey'"):
-        load_hyp(path, parse_assignments(["nosuchkey=1"]))
+        load_recipe(path, parse_assignments(["nosuchkey=1"]))
     with pytest.raises(UserError, match="KEY=VALUE"):
         parse_assignments(["lr0"])
 

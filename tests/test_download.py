@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import http.server
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from sp_yolo import download as module
+from sp_yolo import cli
 from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset
-from sp_yolo.download import SOURCES, Archive, Source, download, fetch, unpack
+from sp_yolo.data import download as module
+from sp_yolo.data.download import SOURCES, Archive, Source, download, fetch, unpack
 from sp_yolo.errors import EnvironmentFault, StorageError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -265,9 +265,7 @@ def voc_files(year: str, splits: dict[str, list[str]]) -> dict[str, bytes]:
 
 
 def run_command(name: str, root: Path) -> int:
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args([name, "--root", str(root)]))
+    return cli.run_command("download", [name, "--root", str(root)])
 
 
 def test_voc_layout_fits_the_yaml(

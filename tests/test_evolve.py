@@ -11,12 +11,12 @@ import torch
 import yaml
 from mini_network import MINI
 
-from sp_yolo import evolve as evolve_module
 from sp_yolo.cli import main_train
-from sp_yolo.config import HYP_RULES, load_config, load_hyp
+from sp_yolo.config import HYP_RULES, load_config, load_recipe
 from sp_yolo.data import ensure_toy_dataset
 from sp_yolo.errors import NonFiniteError, UserError
-from sp_yolo.evolve import best, choose_parent, evolve, mutable_keys, mutate
+from sp_yolo.experiments import evolve as evolve_module
+from sp_yolo.experiments.evolve import best, choose_parent, evolve, mutable_keys, mutate
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def test_parents_are_the_best_five_by_fitness() -> None:
 
 
 def test_only_numbers_with_an_effect_are_mutated() -> None:
-    keys = mutable_keys(load_hyp("sp.tiny.yaml"), "sp")
+    keys = mutable_keys(load_recipe("sp.yaml").flat(), "sp")
     assert {"lr0", "momentum", "mosaic", "translate", "fliplr"} <= set(keys)
     assert not {"degrees", "sp_mode", "sp_every", "anchors", "loss_ota", "iou_t", "nominal_batch", "sp_end"} & set(keys)
-    assert not [key for key in mutable_keys(load_hyp("sgd.tiny.yaml"), "sgd") if key.startswith("sp_")]
+    assert not [key for key in mutable_keys(load_recipe("sgd.yaml").flat(), "sgd") if key.startswith("sp_")]
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -95,14 +95,14 @@ def test_an_evolution_goes_on_and_repeats(options: dict[str, Any], here: Path, m
     rows = rows_of(here)
     assert [row["generation"] for row in rows] == ["0", "1", "2", "3"]
     assert [float(row["fitness"]) for row in rows] == [0.1, 0.3, 0.2, 0.05]
-    recipe = load_hyp("sgd.tiny.yaml")
+    recipe = load_recipe("sgd.yaml").flat()
     assert float(rows[0]["lr0"]) == recipe["lr0"] and float(rows[1]["lr0"]) != recipe["lr0"]
     rates = [float(row["lr0"]) for row in rows]
     for number in (2, 3):  # each generation draws factors of its own
         assert all(abs(rates[number] / rate - rates[1] / rates[0]) > 1e-3 for rate in rates[:number])
     assert "mixup" not in rows[0]  # zero stays zero
     assert sorted(entry.name for entry in here.iterdir() if entry.is_dir()) == ["generation001"]
-    evolved = load_hyp(here / "hyp_evolved.yaml")
+    evolved = load_recipe(here / "hyp_evolved.yaml").flat()
     assert evolved["lr0"] == float(rows[1]["lr0"]) and evolved["mosaic"] == 0.0 and evolved["iou_t"] == 0.2
     assert all(HYP_RULES[key].check(evolved[key]) == evolved[key] for key in evolved)
     assert "Generation 1 of 4: fitness 0.3000" in (here / "hyp_evolved.yaml").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sp_yolo import export
 from sp_yolo.boxes import non_max_suppression
+from sp_yolo.cli import run_command
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 from sp_yolo.export import EndToEnd, end2end, export_model, files
 from sp_yolo.models import DetectionModel, build_model, description
@@ -194,19 +193,15 @@ def test_missing_package_is_named(model: DetectionModel, tmp_path: Path, monkeyp
 
 def test_command(model: DetectionModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({**description(model), "model": model.state_dict()}, tmp_path / "best.pt")
-    parser = argparse.ArgumentParser()
-    export.add_arguments(parser)
     flags = f"--weights {tmp_path / 'best.pt'} --img 64 --batch 2 --grid --end2end --conf 0.3 --iou 0.5 --topk-all 7"
-    assert export.run(parser.parse_args(flags.split())) == 0
+    assert run_command("export", flags.split()) == 0
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and "best.onnx" in line and "largest difference from the model: " in line
     (rows,) = run_onnx(tmp_path / "best.onnx", pictures(2, 64, 64))
     assert rows.shape[1] == 7 and 0 < len(rows) <= 14
     assert (
-        export.run(
-            parser.parse_args(
-                ["--weights", str(tmp_path / "best.pt"), "--img-size", "64", "96", "--format", "torchscript"]
-            )
+        run_command(
+            "export", ["--weights", str(tmp_path / "best.pt"), "--img-size", "64", "96", "--format", "torchscript"]
         )
         == 0
     )

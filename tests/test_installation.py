@@ -112,7 +112,7 @@ class Place:
 
     def check(self, program: list[str], home: Path) -> None:
         """``program`` is the copy below ``home``, finds all its files there, and trains."""
-        asked = "find_file('sp.p5.yaml', 'hyp'), find_file('coco.yaml', 'data'), find_file('toy.yaml', 'studies')"
+        asked = "find_file('sp.yaml', 'hyp'), find_file('coco.yaml', 'data'), find_file('toy.yaml', 'studies')"
         code = f"import sp_yolo; from sp_yolo.config import find_file; print(sp_yolo.__file__, *({asked}), sep='\\n')"
         for line in self.run(str(self.python), "-c", code).splitlines():
             assert Path(line).resolve().is_relative_to(home.resolve()), line

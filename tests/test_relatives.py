@@ -1,6 +1,5 @@
 """Flags that people bring from YOLOv5, ultralytics or the original: the counterpart, from the command they typed."""
 
-import importlib
 import platform
 import re
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sp_yolo.cli import COMMANDS, _Parser, main, main_train
-from sp_yolo.relatives import RELATIVES
+from sp_yolo.cli import main, main_train, parser_of
+from sp_yolo.commands.relatives import RELATIVES
 
 TYPED = [
     ("train", "--noval", "here it is --notest"),
@@ -51,9 +50,7 @@ def test_unknown_flag_is_answered_by_its_command(
 
 
 def known_flags(command: str) -> set[str]:
-    parser = _Parser()
-    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
-    return set(parser._option_string_actions)
+    return set(parser_of(command)._option_string_actions)
 
 
 def test_every_counterpart_exists_and_is_none_of_the_known_flags() -> None:

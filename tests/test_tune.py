@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from sp_yolo import tune
 from sp_yolo.config import Config
 from sp_yolo.errors import UserError
-from sp_yolo.tune import make_objective
+from sp_yolo.experiments import tune
+from sp_yolo.experiments.tune import make_objective
 
 
 class Trial:
@@ -56,7 +56,7 @@ def test_a_trial_becomes_a_run(runs: list[Config]) -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"lr": (0.1, 0.2)}, "'lr' is no hyperparameter of a detector"),
+        ({"lr": (0.1, 0.2)}, "unknown hyperparameter 'lr'"),
         ({"lr0": (0.2, 0.1)}, "lr0: expected"),
         ({"lr0": (0.1, 0.2, "linear")}, "lr0: expected"),
         ({"momentum": (0.9, 1.5)}, "momentum = 1.5: must lie in"),

@@ -29,7 +29,7 @@ class YamlDict(dict[Any, Any]):
     def __init__(self, values: Mapping[Any, Any], path: Path, lines: Mapping[Any, int]) -> None:
         super().__init__(values)
         self.path = path
-        self._lines = dict(lines)
+        self._lines: dict[Any, int] = dict(lines)
 
     def line(self, key: Any) -> int:
         return self._lines.get(key, 1)

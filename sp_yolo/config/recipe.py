@@ -1,99 +1,146 @@
-"""Hyperparameters: what each may be, recipe files, and the ``--set`` that overrides them."""
+"""Hyperparameters: the typed recipe, recipe files, and the ``--set`` that overrides them."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import math
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from sp_yolo.config.files import find_file, read_scalar, read_yaml
+from sp_yolo.config.options import Rule, did_you_mean
 from sp_yolo.errors import UserError
+from sp_yolo.optim import DEFAULTS
+from sp_yolo.optim.settings import BOUNDS
+
+T = TypeVar("T", bound="Part")
+AUTO = "auto"
+
+
+def hyper(
+    default: Any, low: float = 0.0, high: float = 1.0, *, words: tuple[str, ...] = (), whole: bool = False
+) -> Any:
+    """A dataclass field that is a hyperparameter, with what it may be."""
+    return field(default=default, metadata={"rule": Rule(low, high, words, whole)})
+
+
+def of_sp(setting: str) -> Any:
+    """A hyperparameter that is a setting of SP: default and bounds are the class's."""
+    default, bound = DEFAULTS[setting], BOUNDS[setting]
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    return field(default=default, metadata={"rule": Rule(bound.low, bound.high, bound.words, whole, bound.open)})
+
+
+class Part:
+    """A part of a recipe: its fields are the original's keys, then ours."""
+
+    @classmethod
+    def of(cls: type[T], values: Mapping[str, Any]) -> T:
+        """The part's own keys of a flat recipe such as the original's hyp files; what is absent has its default."""
+        names = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{key: value for key, value in values.items() if key in names})
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What one hyperparameter may be: its default, bounds (inclusive), and the words allowed instead of a number."""
+class ScheduleRecipe(Part):
+    """How the rates run, and how the weights are averaged. "auto": from the length of the run (engine.schedule)."""
 
-    default: float | str
-    low: float = -math.inf
-    high: float = math.inf
-    words: tuple[str, ...] = ()
-    whole: bool = False
-
-    def check(self, value: Any) -> float | int | str:
-        """``value`` as the type the key has; raises ValueError with the rule that it breaks."""
-        if isinstance(value, str) and value in self.words:
-            return value
-        number_allowed = not self.words or self.low != -math.inf or self.high != math.inf
-        text = " or ".join(repr(word) for word in self.words)
-        if not number_allowed:
-            raise ValueError(f"must be {text}")
-        kind = "a whole number" if self.whole else "a number"
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not abs(value) < math.inf or (self.whole and value != int(value)):
-            raise ValueError(f"must be {kind}{' or ' + text if text else ''}")
-        if not self.low <= value <= self.high:
-            raise ValueError(f"must lie in [{self.low:g}, {self.high:g}]")
-        try:
-            return int(value) if self.whole else float(value)
-        except OverflowError:
-            raise ValueError("is too large for a number") from None
+    lrf: float = hyper(0.1)
+    warmup_epochs: float | str = hyper(3.0, 0, 1e4, words=(AUTO,))
+    warmup_momentum: float = hyper(0.8, 0, 0.9999)
+    warmup_bias_lr: float = hyper(0.1, 0, 100)
+    nominal_batch: int | str = hyper(AUTO, 1, 65536, words=(AUTO,), whole=True)
+    ema_decay: float | str = hyper(AUTO, words=(AUTO,))
+    ema_ramp: float | str = hyper(AUTO, 1, 1e6, words=(AUTO,))
 
 
-_AUTO = ("auto",)
+@dataclass(frozen=True)
+class SPRecipe(Part):
+    """Settings of SP: docs/the-method.md."""
 
-# The original's keys with the meaning of the functional specification §4.11, then ours.
+    sp_mode: str = of_sp("mode")
+    sp_metric: str = of_sp("metric")
+    sp_saliency: str = of_sp("saliency")
+    sp_sigma_backbone: float = of_sp("sigma")
+    sp_sigma_head: float = of_sp("sigma")
+    sp_every: int = of_sp("every")
+    sp_start: float = of_sp("start")
+    sp_end: float = of_sp("end")
+    sp_rho: float = of_sp("rho")
+    sp_rcap: float = of_sp("rcap")
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe(SPRecipe):
+    """Rates of every optimizer, and SP's own settings."""
+
+    lr0: float = hyper(0.01, 0, 100)
+    momentum: float = hyper(0.937, 0, 0.9999)
+    weight_decay: float = hyper(0.0005)
+    clip_norm: float = hyper(0.0, 0, 1e9)
+
+
+@dataclass(frozen=True)
+class LossRecipe(Part):
+    """Gains and targets of the loss. ``anchors``: per level, 0 keeps the model's. ``iou_t`` has no effect."""
+
+    box: float = hyper(0.05, 0, 1e3)
+    cls: float = hyper(0.5, 0, 1e3)
+    cls_pw: float = hyper(1.0, 0, 1e3)
+    obj: float = hyper(1.0, 0, 1e3)
+    obj_pw: float = hyper(1.0, 0, 1e3)
+    iou_t: float = hyper(0.2)
+    anchor_t: float = hyper(4.0, 1, 100)
+    anchors: int = hyper(0, 0, 20, whole=True)
+    fl_gamma: float = hyper(0.0, 0, 10)
+    label_smoothing: float = hyper(0.0, 0, 0.9999)
+    loss_ota: int = hyper(1, whole=True)
+
+
+@dataclass(frozen=True)
+class AugmentRecipe(Part):
+    """Augmentation: shares and probabilities, degrees, and the odds of pasting."""
+
+    hsv_h: float = hyper(0.015)
+    hsv_s: float = hyper(0.7)
+    hsv_v: float = hyper(0.4)
+    degrees: float = hyper(0.0, 0, 180)
+    translate: float = hyper(0.1)
+    scale: float = hyper(0.5)
+    shear: float = hyper(0.0, 0, 89)
+    perspective: float = hyper(0.0, 0, 0.01)
+    flipud: float = hyper(0.0)
+    fliplr: float = hyper(0.5)
+    mosaic: float = hyper(1.0)
+    mixup: float = hyper(0.0)
+    copy_paste: float = hyper(0.0)
+    paste_in: float = hyper(0.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All hyperparameters of a run in its parts; in files and on the command line they are one flat table."""
+
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    loss: LossRecipe = LossRecipe()
+    augment: AugmentRecipe = AugmentRecipe()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Recipe:
+        """A recipe from a flat table of checked values; other keys are left aside, absent ones have their default."""
+        return cls(**{name: type(default).of(values) for name, default in vars(cls()).items()})
+
+    def flat(self) -> dict[str, Any]:
+        """Plain values by key, as hyp.yaml has them; ``Recipe.of(flat)`` gives the recipe back."""
+        return {key: value for part in vars(self).values() for key, value in vars(part).items()}
+
+
+# key -> what it may be
 HYP_RULES: dict[str, Rule] = {
-    "lr0": Rule(0.01, 0.0, 100.0),
-    "lrf": Rule(0.1, 0.0, 1.0),
-    "momentum": Rule(0.937, 0.0, 0.9999),
-    "weight_decay": Rule(0.0005, 0.0, 1.0),
-    "warmup_epochs": Rule(3.0, 0.0, 1e4, _AUTO),
-    "warmup_momentum": Rule(0.8, 0.0, 0.9999),
-    "warmup_bias_lr": Rule(0.1, 0.0, 100.0),
-    "box": Rule(0.05, 0.0, 1e3),
-    "cls": Rule(0.5, 0.0, 1e3),
-    "cls_pw": Rule(1.0, 0.0, 1e3),
-    "obj": Rule(1.0, 0.0, 1e3),
-    "obj_pw": Rule(1.0, 0.0, 1e3),
-    "iou_t": Rule(0.2, 0.0, 1.0),
-    "anchor_t": Rule(4.0, 1.0, 100.0),
-    "anchors": Rule(0, 0, 20, whole=True),
-    "fl_gamma": Rule(0.0, 0.0, 10.0),
-    "label_smoothing": Rule(0.0, 0.0, 0.9999),
-    "hsv_h": Rule(0.015, 0.0, 1.0),
-    "hsv_s": Rule(0.7, 0.0, 1.0),
-    "hsv_v": Rule(0.4, 0.0, 1.0),
-    "degrees": Rule(0.0, 0.0, 180.0),
-    "translate": Rule(0.1, 0.0, 1.0),
-    "scale": Rule(0.5, 0.0, 1.0),
-    "shear": Rule(0.0, 0.0, 89.0),
-    "perspective": Rule(0.0, 0.0, 0.01),
-    "flipud": Rule(0.0, 0.0, 1.0),
-    "fliplr": Rule(0.5, 0.0, 1.0),
-    "mosaic": Rule(1.0, 0.0, 1.0),
-    "mixup": Rule(0.0, 0.0, 1.0),
-    "copy_paste": Rule(0.0, 0.0, 1.0),
-    "paste_in": Rule(0.0, 0.0, 1.0),
-    "loss_ota": Rule(1, 0, 1, whole=True),
-    "nominal_batch": Rule("auto", 1, 65536, _AUTO, whole=True),
-    "ema_decay": Rule("auto", 0.0, 1.0, _AUTO),
-    "ema_ramp": Rule("auto", 1.0, 1e6, _AUTO),
-    "clip_norm": Rule(0.0, 0.0, 1e9),
-    "sp_mode": Rule("robust", words=("robust", "paper")),
-    "sp_metric": Rule("fisher", words=("fisher", "none")),
-    "sp_saliency": Rule("fisher", words=("fisher", "metric")),
-    "sp_sigma_backbone": Rule(0.0, 0.0, 0.99),
-    "sp_sigma_head": Rule(0.0, 0.0, 0.99),
-    "sp_every": Rule(10, 1, 1e6, whole=True),
-    "sp_start": Rule(0.1, 0.0, 1.0),
-    "sp_end": Rule(0.65, 0.0, 1.0),
-    "sp_rho": Rule(0.9, 0.0, 0.9999),
-    "sp_rcap": Rule(0.0, 0.0, 2.0),
+    entry.name: entry.metadata["rule"] for part in vars(Recipe()).values() for entry in dataclasses.fields(part)
 }
 # Keys of recipes before version 0.2, and what to do about them.
 FORMER = {
@@ -101,16 +148,17 @@ FORMER = {
     "sp_gamma_start": "drop it: SP finds its first step by itself",
 }
 
-Hyp = Mapping[str, Any]
 
+def check_hyperparameter(key: str, value: Any, where: str, known: Iterable[str] = HYP_RULES) -> Any:
+    """``value`` as the type that ``key`` has.
 
-def _check_hyp(key: str, value: Any, where: str) -> Any:
+    Raises:
+        UserError: ``key`` is none of ``known``, or the value breaks its rule; begins with ``where``.
+    """
     if key in FORMER:
         raise UserError(f"{where}: {key} is of an earlier version: {FORMER[key]}")
-    if key not in HYP_RULES:
-        near = difflib.get_close_matches(str(key), HYP_RULES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"{where}: unknown hyperparameter {repr(key)[:80]}{hint}")
+    if key not in known:
+        raise UserError(f"{where}: unknown hyperparameter {repr(key)[:80]}{did_you_mean(key, known)}")
     try:
         return HYP_RULES[key].check(value)
     except ValueError as error:
@@ -136,18 +184,41 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def load_hyp(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The hyperparameters of a recipe file, completed by defaults, with ``overrides`` (of ``--set``) on top.
+def load_recipe(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, size: str = "tiny"
+) -> Recipe:
+    """The recipe of a file, completed by defaults, with ``overrides`` (of ``--set``) on top.
+
+    ``extends`` in the file names another one that it differs from; with "auto" that is hyp.scratch.SIZE.yaml.
 
     Raises:
-        UserError: unknown or duplicate key, a value of the wrong type or out of its bounds; names file and line.
+        UserError: unknown or duplicate key, a value of the wrong type or out of its bounds, files that extend each
+            other in a circle; names file and line.
     """
-    source = read_yaml(find_file(path, "hyp"))
-    hyp: dict[str, Any] = {key: rule.default for key, rule in HYP_RULES.items()}
-    for key, value in source.items():
-        hyp[key] = _check_hyp(key, value, source.where(key))
+    values = _read_hyp(path, size, ())
     for key, value in (overrides or {}).items():
-        hyp[key] = _check_hyp(key, value, "--set")
-    if hyp["sp_start"] >= hyp["sp_end"]:
-        raise UserError(f"{source.path}: sp_start = {hyp['sp_start']} must be below sp_end = {hyp['sp_end']}")
-    return hyp
+        values[key] = check_hyperparameter(key, value, "--set")
+    recipe = Recipe.of(values)
+    if recipe.optimizer.sp_start >= recipe.optimizer.sp_end:
+        start, end = recipe.optimizer.sp_start, recipe.optimizer.sp_end
+        raise UserError(f"{find_file(path, 'hyp')}: sp_start = {start} must be below sp_end = {end}")
+    return recipe
+
+
+def _read_hyp(path: str | os.PathLike[str], size: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """The checked values of a file and of all that it extends. ``above``: the files that extend this one."""
+    source = read_yaml(find_file(path, "hyp"))
+    here = str(source.path.resolve())
+    if here in above:
+        raise UserError(f"{source.path}: extends itself")
+    values: dict[str, Any] = {}
+    if "extends" in source:
+        base = source.pop("extends")
+        if not isinstance(base, str):
+            raise UserError(f"{source.where('extends')}: extends = {base!r}: must be a recipe file, or 'auto'")
+        base = f"hyp.scratch.{size}.yaml" if base == AUTO else base
+        beside = source.path.parent / base
+        values = _read_hyp(beside if beside.is_file() else base, size, (*above, here))
+    for key, value in source.items():
+        values[key] = check_hyperparameter(key, value, source.where(key))
+    return values

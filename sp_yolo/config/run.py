@@ -1,62 +1,145 @@
-"""The frozen configuration of one training run."""
+"""The frozen configuration of one training run, in the parts that its builders ask for."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from sp_yolo.config.options import Rule, checked, option
+from sp_yolo.config.recipe import parse_assignments
 from sp_yolo.errors import UserError
 
-OPTIMIZERS = ("sp", "sgd", "adam", "adamw")
+AT_LEAST_1, AT_LEAST_0, SIZE = Rule(1), Rule(0), Rule(1, 8192)
+SAVE_EVERY = 10.0  # minutes
 
 
 @dataclass(frozen=True)
-class Config:
-    """One training run: the original's flags under their own names, then ours; `train_sp.py --help` explains each."""
+class ModelOptions:
+    """Model and weights."""
 
-    weights: str = ""
-    cfg: str | Mapping[str, Any] = ""
-    data: str = "data/toy.yaml"
-    hyp: str = ""
-    epochs: int = 0
-    batch_size: int = 0
-    img_size: tuple[int, int] = (0, 0)
-    rect: bool = False
-    resume: str | bool = False
-    nosave: bool = False
-    notest: bool = False
-    noautoanchor: bool = False
-    cache_images: str = ""
-    image_weights: bool = False
-    device: str = ""
-    multi_scale: bool = False
-    single_cls: bool = False
-    sync_bn: bool = False
-    workers: int = 8
-    project: str = "runs/train"
-    name: str = "exp"
-    exist_ok: bool = False
-    quad: bool = False
-    linear_lr: bool = False
-    label_smoothing: float = 0.0
-    save_period: int = -1
-    save_every: float = 10.0
-    freeze: tuple[int, ...] = (0,)
-    optimizer: str = "sp"
-    patience: int = 0
-    seed: int = 0
-    amp: str = "auto"
-    compile: bool = False
-    quiet: bool = False
-    compat: bool = False
-    accept_losses: bool = False
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = option("", "weights to start from: ours, the original's .pt, safetensors; '' = from scratch")
+    cfg: str | Mapping[str, Any] = option("", "model: a name such as yolov7-tiny, or a YAML in the original's grammar")
+    freeze: tuple[int, ...] = option(
+        (0,), "N: freeze layers 0..N-1; several: just these", rule=AT_LEAST_0, metavar="LAYER"
+    )
+    noautoanchor: bool = option(False, "do not check and refit anchors")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data."""
+
+    data: str = option("data/toy.yaml", "dataset YAML, or a folder of images with their labels (default: generated)")
+    root: str = option("", "folder that the paths of the dataset YAML count from, instead of its own", metavar="DIR")
+    single_cls: bool = option(False, "treat all classes as one")
+    rect: bool = option(False, "rectangular training: no mosaic, batches sorted by aspect ratio")
+    quad: bool = option(False, "quad collate: four images in one of double size")
+    image_weights: bool = option(False, "show images of poor classes more often")
+    cache_images: str = option(
+        "", "keep decoded images", "--cache-images", "--cache", rule=Rule(words=("ram", "disk")), without="ram"
+    )
+    accept_losses: bool = option(False, "train although many labels or images cannot be used", on_resume=True)
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Recipe."""
+
+    hyp: str = option("", "recipe YAML (default: by optimizer and model, such as hyp/sp.yaml)")
+    overrides: Mapping[str, Any] = option(
+        {}, "override a hyperparameter; repeatable", "--set", metavar="KEY=VALUE", repeated=True, read=parse_assignments
+    )
+    optimizer: str = option("sp", "sp, sgd, adam, adamw, or a class of torch.optim")
+    adam: bool = option(False, "same as --optimizer adam")
+    linear_lr: bool = option(False, "linear instead of cosine schedule")
+    label_smoothing: float = option(0.0, "share of a label that the others get", rule=Rule(0, 0.9999), metavar="EPS")
+    compat: bool = option(False, "the original's recipe, oddities included (docs/differences.md)")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Training."""
+
+    epochs: int | None = option(None, "default 300; the toy data 18", rule=AT_LEAST_1, on_resume=True)
+    batch_size: int | None = option(
+        None, "total over all devices (default 16; the toy data 8)", "--batch-size", "--batch", rule=AT_LEAST_1
+    )
+    img_size: tuple[int, ...] | None = option(
+        None, "train and test size in px (default 640 640)", "--img-size", "--img", "--imgsz", rule=SIZE
+    )
+    multi_scale: bool = option(False, "vary the image size by half")
+    seed: int = option(0, "seed of everything random", rule=Rule(0, 2**32 - 1))
+    patience: int = option(
+        0, "stop after N epochs without a better one (default 0: never)", rule=AT_LEAST_0, metavar="N", on_resume=True
+    )
+    notest: bool = option(False, "validate only after the last epoch")
+    resume: str | bool = option(False, "go on with the newest run, or the one given", metavar="PATH", without=True)
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Results."""
+
+    project: str = option("runs/train", "folder of run directories")
+    name: str = option("exp", "run directory")
+    exist_ok: bool = option(False, "write into an existing run directory")
+    nosave: bool = option(False, "keep no last.pt before the last epoch (best.pt is kept)")
+    save_period: int = option(
+        -1, "also keep every Nth epoch (default -1: off)", "--save_period", "--save-period", metavar="N"
+    )
+    save_every: float = option(
+        SAVE_EVERY, "save within epochs too (default 10; 0: off)", rule=Rule(0, 1e6), metavar="MINUTES", on_resume=True
+    )
+    quiet: bool = option(False, "no progress bar, one line per epoch", on_resume=True)
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Device and speed."""
+
+    device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)", on_resume=True)
+    amp: str = option("auto", "precision of the forward pass", rule=Rule(words=("auto", "off", "bf16", "fp16")))
+    workers: int = option(
+        8, "loader processes per device (default 8; on a CPU 1 at most)", rule=AT_LEAST_0, on_resume=True
+    )
+    compile: bool = option(False, "torch.compile the model")
+    sync_bn: bool = option(False, "synchronised BatchNorm over GPUs")
+
+
+@dataclass(frozen=True)
+class Config(ModelOptions, DataOptions, RecipeOptions, LoopOptions, FolderOptions, ComputeOptions):
+    """One training run: the original's flags under their own names, then ours.
+
+    Who needs a part of it asks for the base class that declares the part.
+    """
+
+    @staticmethod
+    def prepare(given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values as the fields have them; see :func:`sp_yolo.config.options.checked`."""
+        values = dict(given)
+        overrides = dict(values.get("overrides", {}))
+        if "root" in overrides:  # --set root=DIR
+            values |= {"root": str(overrides.pop("root")), "overrides": overrides}
+        if values.get("nosave") and values.get("save_every") not in (None, 0, SAVE_EVERY):
+            raise UserError(f"--nosave and --save-every {values['save_every']:g}: give one of the two")
+        if values.pop("adam", False) and str(values.setdefault("optimizer", "adam")).lower() != "adam":
+            raise UserError(f"--adam and --optimizer {values['optimizer']}: give one of the two")
+        if values.get("compat"):
+            values.setdefault("optimizer", "sgd")
+        if "optimizer" in values:
+            values["optimizer"] = str(values["optimizer"]).lower()
+        sizes = values.get("img_size")
+        if sizes is not None:
+            sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+            if len(sizes) > 2:
+                raise UserError(f"--img-size {' '.join(map(str, sizes))}: takes one or two sizes (train, test)")
+            values["img_size"] = sizes * 2 if len(sizes) == 1 else sizes
+        return values
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types only, as written to opt.yaml; ``Config(**as_dict())`` gives the same run back."""
+        """Plain types only, as written to opt.yaml; ``load_config(**as_dict())`` gives the same run back."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -67,38 +150,4 @@ def load_config(**options: Any) -> Config:
     Raises:
         UserError: an unknown option, or a value outside its rule.
     """
-    known = {entry.name for entry in dataclasses.fields(Config)}
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"unknown option {key!r}{f' (did you mean {near[0]!r}?)' if near else ''}")
-    for key in ("img_size", "freeze"):
-        if isinstance(options.get(key), int):
-            options[key] = (options[key],)
-        if key in options:
-            options[key] = tuple(options[key])
-    if len(options.get("img_size", ())) == 1:
-        options["img_size"] *= 2
-    if options.get("compat") and "optimizer" not in options:
-        options["optimizer"] = "sgd"
-    if options.get("optimizer", "").lower() in OPTIMIZERS:
-        options["optimizer"] = options["optimizer"].lower()  # SGD is ours with its momentum, not torch's bare one
-    config = Config(**options)
-    rules = [
-        (config.epochs >= 0, "--epochs", config.epochs, "must be at least 1"),
-        (config.batch_size >= 0, "--batch-size", config.batch_size, "must be at least 1"),
-        (len(config.img_size) == 2, "--img-size", config.img_size, "takes one or two sizes (train, test)"),
-        (all(0 <= size <= 8192 for size in config.img_size), "--img-size", config.img_size, "must lie in 32..8192"),
-        (config.cache_images in ("", "ram", "disk"), "--cache-images", config.cache_images, "must be ram or disk"),
-        (config.workers >= 0, "--workers", config.workers, "must be 0 or more"),
-        (config.amp in ("auto", "off", "bf16", "fp16"), "--amp", config.amp, "must be auto, off, bf16 or fp16"),
-        (0 <= config.save_every < 1e6, "--save-every", config.save_every, "must be minutes, or 0 for off"),
-        (config.patience >= 0, "--patience", config.patience, "must be 0 (off) or more"),
-        (0 <= config.label_smoothing < 1, "--label-smoothing", config.label_smoothing, "must lie in [0, 1)"),
-        (all(layer >= 0 for layer in config.freeze), "--freeze", config.freeze, "must be 0 or more"),
-        (0 <= config.seed < 2**32, "--seed", config.seed, "must lie in 0..2^32-1"),
-    ]
-    for good, flag, value, rule in rules:
-        if not good:
-            raise UserError(f"{flag} {value}: {rule}")
-    return config
+    return checked(Config, options)

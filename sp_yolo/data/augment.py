@@ -1,17 +1,16 @@
-"""Augmentation as pure functions of a Sample: each ``draw_*`` takes a generator, each application only its draws.
-
-Section numbers are those of the functional specification, data part.
-"""
+"""Augmentation as pure functions of a Sample: each ``draw_*`` takes a generator, each application only its draws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from sp_yolo.config import AugmentRecipe
 
 PADDING = 114  # gray value of everything that no image covers
 _SEGMENT_POINTS = 1000  # a polygon is resampled to this many, so that clipping it at the border is exact enough
@@ -33,7 +32,7 @@ class Sample:
 
 # ------------------------------------------------------------------------------------------------------ random warp
 class WarpDraws(NamedTuple):
-    """§5.11, in its order of drawing: degrees for angle and shear, shares of the output size for the translation."""
+    """What a warp draws, in this order: degrees for angle and shear, shares of the output size for the translation."""
 
     perspective_x: float = 0.0
     perspective_y: float = 0.0
@@ -45,15 +44,15 @@ class WarpDraws(NamedTuple):
     translate_y: float = 0.5
 
 
-def draw_warp(rng: np.random.Generator, hyp: Mapping[str, float]) -> WarpDraws:
-    """The eight draws of §5.11; the scale range [1 - s, 1.1 + s] is the specification's."""
+def draw_warp(rng: np.random.Generator, recipe: AugmentRecipe) -> WarpDraws:
+    """Eight draws; the scale range [1 - s, 1.1 + s] is the original's."""
     u = rng.random(8) * 2 - 1
-    perspective, shear, translate, scale = hyp["perspective"], hyp["shear"], hyp["translate"], hyp["scale"]
+    perspective, shear, translate, scale = recipe.perspective, recipe.shear, recipe.translate, recipe.scale
     low, high = 1 - scale, 1.1 + scale
     return WarpDraws(
         u[0] * perspective,
         u[1] * perspective,
-        u[2] * hyp["degrees"],
+        u[2] * recipe.degrees,
         low + (u[3] + 1) / 2 * (high - low),
         u[4] * shear,
         u[5] * shear,
@@ -63,7 +62,7 @@ def draw_warp(rng: np.random.Generator, hyp: Mapping[str, float]) -> WarpDraws:
 
 
 def warp_matrix(draws: WarpDraws, input_hw: tuple[int, int], output_hw: tuple[int, int]) -> np.ndarray:
-    """M = T S R P C of §5.11, float64 [3, 3], from input to output pixels."""
+    """Translation x shear x rotation and scale x perspective x centring: float64 [3, 3], input to output pixels."""
     centre = np.eye(3)
     centre[:2, 2] = -input_hw[1] / 2, -input_hw[0] / 2
     perspective = np.eye(3)
@@ -79,7 +78,7 @@ def warp_matrix(draws: WarpDraws, input_hw: tuple[int, int], output_hw: tuple[in
 
 
 def warp(sample: Sample, draws: WarpDraws, border_hw: tuple[int, int] = (0, 0)) -> Sample:
-    """Picture and boxes into input size + 2 border (§5.11); a box that keeps too little of itself is dropped."""
+    """Picture and boxes into input size + 2 border; a box that keeps too little of itself is dropped."""
     height, width = sample.image.shape[0] + 2 * border_hw[0], sample.image.shape[1] + 2 * border_hw[1]
     matrix = warp_matrix(draws, sample.image.shape[:2], (height, width))
     image = sample.image
@@ -133,7 +132,7 @@ def _warp_segments(segments: Sequence[np.ndarray], matrix: np.ndarray, width: in
 
 
 def _keep(before_xyxy: np.ndarray, after_xyxy: np.ndarray, smallest_share: np.ndarray) -> np.ndarray:
-    """Which warped boxes are still worth learning (§5.11): over 2 px, enough of the area, not too thin."""
+    """Which warped boxes are still worth learning: over 2 px, enough of the area, not too thin."""
     width_height = before_xyxy[:, 2:] - before_xyxy[:, :2]
     width, height = (after_xyxy[:, 2:] - after_xyxy[:, :2]).T
     share = width * height / (width_height.prod(1) + _EPSILON)
@@ -143,13 +142,13 @@ def _keep(before_xyxy: np.ndarray, after_xyxy: np.ndarray, smallest_share: np.nd
 
 # ----------------------------------------------------------------------------------------------------------- mosaic
 def draw_mosaic4(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """(yc, xc): where the four tiles meet, in px of the 2s x 2s canvas (§5.9)."""
+    """(yc, xc): where the four tiles meet, in px of the 2s x 2s canvas."""
     y, x = rng.uniform(size / 2, 3 * size / 2, 2)
     return int(y), int(x)
 
 
 def mosaic4(tiles: Sequence[Sample], size: int, centre_yx: tuple[int, int]) -> Sample:
-    """Four tiles around ``centre_yx`` on a 2s x 2s canvas (§5.9)."""
+    """Four tiles around ``centre_yx`` on a 2s x 2s canvas."""
     yc, xc = centre_yx
     corners = []
     for position, tile in enumerate(tiles):
@@ -159,13 +158,13 @@ def mosaic4(tiles: Sequence[Sample], size: int, centre_yx: tuple[int, int]) -> S
 
 
 def draw_mosaic9(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """(yc, xc): top left of the 2s x 2s window, in px of the 3s x 3s canvas (§5.10)."""
+    """(yc, xc): top left of the 2s x 2s window, in px of the 3s x 3s canvas."""
     y, x = rng.uniform(0, size, 2)
     return int(y), int(x)
 
 
 def mosaic9(tiles: Sequence[Sample], size: int, window_yx: tuple[int, int]) -> Sample:
-    """Nine tiles in a clockwise spiral, seen through a 2s x 2s window (§5.10); only the window is ever painted."""
+    """Nine tiles in a clockwise spiral, seen through a 2s x 2s window; only the window is ever painted."""
     s, (yc, xc) = size, window_yx
     h0, w0 = tiles[0].image.shape[:2]
     hp = wp = 0
@@ -216,7 +215,7 @@ def join_segments(samples: Sequence[Sample]) -> list[np.ndarray] | None:
 
 
 def mixup(first: Sample, second: Sample, share: float) -> Sample:
-    """``share`` of the first picture plus the rest of the second, truncated; the boxes of both (§5.7)."""
+    """``share`` of the first picture plus the rest of the second, truncated; the boxes of both."""
     blend = first.image * np.float32(share) + second.image * np.float32(1 - share)
     classes = np.concatenate((first.classes, second.classes))
     boxes = np.concatenate((first.boxes_xyxy, second.boxes_xyxy))
@@ -224,13 +223,13 @@ def mixup(first: Sample, second: Sample, share: float) -> Sample:
 
 
 # ----------------------------------------------------------------------------------------------------- colour, flips
-def draw_hsv(rng: np.random.Generator, hyp: Mapping[str, float]) -> np.ndarray:
-    """Three factors around 1 for hue, saturation and value (§5.12)."""
-    return 1 + rng.uniform(-1, 1, 3) * (hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"])
+def draw_hsv(rng: np.random.Generator, recipe: AugmentRecipe) -> np.ndarray:
+    """Three factors around 1 for hue, saturation and value."""
+    return 1 + rng.uniform(-1, 1, 3) * (recipe.hsv_h, recipe.hsv_s, recipe.hsv_v)
 
 
 def hsv(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """A BGR picture with hue, saturation and value multiplied, through tables of 256 (§5.12)."""
+    """A BGR picture with hue, saturation and value multiplied, through tables of 256."""
     levels = np.arange(256)
     table = np.empty((1, 256, 3), np.uint8)
     table[0, :, 0] = (levels * factors[0]) % 180

@@ -106,7 +106,7 @@ def _has_list(split: Path) -> bool:
 
 
 def _list_yolo(config: DatasetConfig, entry: str, found: Candidates) -> None:
-    """A folder (searched to any depth) or a list file, sorted as strings (spec data §5.1)."""
+    """A folder (searched to any depth) or a list file, sorted as strings."""
     path = config.root / entry
     if path.is_dir():
         listing = list_images(path)

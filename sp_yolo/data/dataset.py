@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from sp_yolo.boxes import cxcywh_to_xyxy, letterbox, xyxy_to_cxcywh
-from sp_yolo.config import DatasetConfig
+from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
 from sp_yolo.data.cache import AUTO_SHARE, MEMORY_SHARE, DiskCache, MemoryCache, free_memory
@@ -45,9 +45,9 @@ class DetectionDataset:
     """One split of a dataset, ready to be trained on (``augment``) or evaluated.
 
     ``image_size`` px is the longer side of an image. ``rect`` groups images of similar shape into batches of
-    ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides): spec data §5.6. ``cache_images``:
+    ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides). ``cache_images``:
     False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk"; ``processes`` on
-    this machine keep images of their own. ``hyp``: the augmentation's hyperparameters, needed with ``augment``.
+    this machine keep images of their own. ``augment``: the recipe's part; without one nothing is drawn.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
@@ -64,8 +64,7 @@ class DetectionDataset:
         split: str,
         image_size: int,
         *,
-        hyp: Mapping[str, Any] | None = None,
-        augment: bool = False,
+        augment: AugmentRecipe | None = None,
         rect: bool = False,
         batch_size: int = 16,
         stride: int = 32,
@@ -76,11 +75,8 @@ class DetectionDataset:
         compat: bool = False,
         processes: int = 1,
     ) -> None:
-        if augment and hyp is None:
-            raise ValueError("augment=True needs hyp")
         found = scan(config, split, single_class=single_class, compat=compat)
         self.image_size, self.seed, self.augment, self.rect = image_size, seed, augment, rect
-        self.hyp = dict(hyp or {})
         self.names = config.class_names(single_class)
         self.category_ids, self.warnings, self.counts = found.category_ids, found.warnings, found.counts
         self.tally, self.crowds = found.tally, found.crowds
@@ -113,10 +109,10 @@ class DetectionDataset:
     def item(self, index: int, epoch: int = 0, repeat: int = 0) -> Item:
         """One item; ``repeat`` tells apart the draws of an image that an epoch shows more than once."""
         entry = self._entries[index]
-        if self.augment:
+        if self.augment is not None:
             # the order of the fold is part of what a resumed run relies on
             rng = np.random.default_rng((self.seed, epoch, index, repeat))
-            sample, ratio_pad = self._training_sample(index, rng)
+            sample, ratio_pad = self._training_sample(index, self.augment, rng)
         else:
             sample, ratio_pad = self._letterboxed(index)
         height, width = sample.image.shape[:2]
@@ -156,7 +152,7 @@ class DetectionDataset:
 
     # ------------------------------------------------------------------------------------------------------- set-up
     def _plan_rect(self, batch_size: int, stride: int, pad: float) -> None:
-        """Sort by aspect ratio h/w and give each batch its own shape (spec data §5.6)."""
+        """Sort by aspect ratio h/w and give each batch its own shape."""
         aspects = np.array([entry.size_wh[1] / entry.size_wh[0] for entry in self._entries])
         order = np.argsort(aspects, kind="stable")
         self._entries = [self._entries[position] for position in order]
@@ -176,7 +172,7 @@ class DetectionDataset:
         cache: MemoryCache | DiskCache
         if kind == "disk":
             paths = [entry.path for entry in self._entries]
-            variant = f"{self.image_size}|{self.augment}"
+            variant = f"{self.image_size}|{self.augment is not None}"
             cache = DiskCache(self._read_resized, paths, sizes, config.root / ".image_cache", variant)
         elif kind == "auto" and sum(sizes) > AUTO_SHARE * free_memory() / processes:
             return
@@ -191,7 +187,7 @@ class DetectionDataset:
         return max(int(size_wh[0] * ratio), 1), max(int(size_wh[1] * ratio), 1)
 
     def _read_resized(self, index: int) -> np.ndarray:
-        """BGR pixels, longer side = image_size (spec data §5.4)."""
+        """BGR pixels, longer side = image_size."""
         path = self._entries[index].path
         try:
             image = read_image(path)
@@ -201,7 +197,7 @@ class DetectionDataset:
         if max(height, width) == self.image_size:
             return image
         shrinks = self.image_size < max(height, width)
-        method = cv2.INTER_AREA if shrinks and not self.augment else cv2.INTER_LINEAR
+        method = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
         return cv2.resize(image, self._resized_wh((width, height)), interpolation=method)
 
     def _tile(self, index: int) -> Sample:
@@ -218,39 +214,38 @@ class DetectionDataset:
         width, height = self._entries[index].size_wh
         tile = self._tile(index)
         resized_h, resized_w = tile.image.shape[:2]
-        image, ratio, pad_wh = letterbox(tile.image, self._input_hw[index], scale_up=self.augment)
+        image, ratio, pad_wh = letterbox(tile.image, self._input_hw[index], scale_up=self.augment is not None)
         boxes = tile.boxes_xyxy * np.float32(ratio) + np.array([*pad_wh, *pad_wh], np.float32)
         ratio_pad = ((resized_h / height * ratio, resized_w / width * ratio), pad_wh)
         return Sample(image, tile.classes, boxes), ratio_pad
 
     # ---------------------------------------------------------------------------------------------------- augmenting
     def _training_sample(
-        self, index: int, rng: np.random.Generator
+        self, index: int, recipe: AugmentRecipe, rng: np.random.Generator
     ) -> tuple[Sample, tuple[tuple[float, float], tuple[float, float]]]:
-        """Spec data §5.7, steps 1 to 6."""
-        hyp = self.hyp
+        """Mosaic and mixup or one warped image, then colour, pasting and flips."""
         ratio_pad = ((1.0, 1.0), (0.0, 0.0))
-        if not self.rect and rng.random() < hyp["mosaic"]:
-            sample = self._mosaic(index, rng)
-            if rng.random() < hyp["mixup"]:
-                second = self._mosaic(int(rng.integers(len(self))), rng)
+        if not self.rect and rng.random() < recipe.mosaic:
+            sample = self._mosaic(index, recipe, rng)
+            if rng.random() < recipe.mixup:
+                second = self._mosaic(int(rng.integers(len(self))), recipe, rng)
                 sample = augmentation.mixup(sample, second, float(rng.beta(8, 8)))
         else:
             sample, ratio_pad = self._letterboxed(index)
-            sample = augmentation.warp(sample, augmentation.draw_warp(rng, hyp))
-        sample = replace(sample, image=augmentation.hsv(sample.image, augmentation.draw_hsv(rng, hyp)))
-        if self._has_segments and rng.random() < hyp["paste_in"]:
+            sample = augmentation.warp(sample, augmentation.draw_warp(rng, recipe))
+        sample = replace(sample, image=augmentation.hsv(sample.image, augmentation.draw_hsv(rng, recipe)))
+        if self._has_segments and rng.random() < recipe.paste_in:
             crops = collect_crops(lambda: self._raw_mosaic(int(rng.integers(len(self))), 4, rng), rng)
             sample = paste_in(sample, crops, rng)
-        up_down, left_right = rng.random(2) < (hyp["flipud"], hyp["fliplr"])
+        up_down, left_right = rng.random(2) < (recipe.flipud, recipe.fliplr)
         return augmentation.flip(sample, bool(up_down), bool(left_right)), ratio_pad
 
-    def _mosaic(self, index: int, rng: np.random.Generator) -> Sample:
+    def _mosaic(self, index: int, recipe: AugmentRecipe, rng: np.random.Generator) -> Sample:
         """Four tiles in 80 % of the cases, else nine; then copy_paste and the warp to image_size squared."""
         sample = self._raw_mosaic(index, 4 if rng.random() < 0.8 else 9, rng)
-        sample = copy_paste(sample, draw_copy_paste(rng, sample, self.hyp["copy_paste"]))
+        sample = copy_paste(sample, draw_copy_paste(rng, sample, recipe.copy_paste))
         border = -self.image_size // 2
-        return augmentation.warp(sample, augmentation.draw_warp(rng, self.hyp), (border, border))
+        return augmentation.warp(sample, augmentation.draw_warp(rng, recipe), (border, border))
 
     def _raw_mosaic(self, index: int, count: int, rng: np.random.Generator) -> Sample:
         """The mosaic of an image and random partners, 2s x 2s."""

@@ -20,7 +20,7 @@ EXTENSIONS = frozenset(f".{word}" for word in _PICTURES.split())
 VIDEO_EXTENSIONS = frozenset(f".{word}" for word in _VIDEOS.split())  # a GIF is a picture to train on
 _OTHERS = frozenset(f".{word}" for word in _OTHER_FILES.split())
 NO_MEMORY = -4  # code of OpenCV's error when an allocation fails
-MIN_SIDE = 10  # px; smaller images are not trained on (spec data §5.2)
+MIN_SIDE = 10  # px; smaller images are not trained on
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"

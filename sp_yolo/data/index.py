@@ -1,7 +1,7 @@
 """A dataset description -> the list of its usable images with checked labels, in any of the three formats.
 
 Nothing is cached between runs: headers and text files are read in well under 0.1 ms each, so there is no cache to go
-stale (the original's label cache does, spec data §5.3).
+stale (the original's label cache does).
 """
 
 from __future__ import annotations

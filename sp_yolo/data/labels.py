@@ -1,7 +1,7 @@
 """Annotation files -> checked boxes. Here: the common types and YOLO txt; VOC and COCO have files of their own.
 
-A bad row is dropped, counted by its reason and reported once per file with file:line; the image stays (spec data §5.2,
-where one bad row excludes the whole image, is followed with ``compat``).
+A bad row is dropped, counted by its reason and reported once per file with file:line; the image stays. With
+``compat`` one bad row excludes the whole image.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read_yolo(
     """Read a YOLO txt file: per line ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 ...``, normalised.
 
     Whether a row is a box or a polygon is decided per line; with ``compat`` one row of more than 8 numbers makes every
-    row of the file a polygon (spec data §5.2). A missing file gives no rows: a background image. ``keypoints`` and
+    row of the file a polygon. A missing file gives no rows: a background image. ``keypoints`` and
     ``ambiguous`` as in ``RowRules``.
     """
     result = LabelFile(empty_labels())

@@ -41,14 +41,14 @@ class _Key(NamedTuple):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack images of one size; column 0 of the targets is the position in the batch (spec data §5.8)."""
+    """Stack images of one size; column 0 of the targets is the position in the batch."""
     images = torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2)
     labels = [np.insert(item.labels, 0, position, axis=1) for position, item in enumerate(items)]
     return Batch(images, torch.from_numpy(np.concatenate(labels)), [item.meta for item in items])
 
 
 def collate_quad(items: Sequence[Item], draws: Sequence[float] | np.ndarray) -> Batch:
-    """Each four images become one of twice the size: the first enlarged (draw < 0.5), or all four tiled (§5.8).
+    """Each four images become one of twice the size: the first enlarged (draw < 0.5), or all four tiled.
 
     Images 0 and 1 stand one above the other on the left, 2 and 3 on the right. ``draws``: one per group.
     """

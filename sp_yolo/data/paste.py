@@ -1,4 +1,4 @@
-"""Object pasting: copy_paste within a picture, paste_in from others. Both need polygons (spec data §5.13, §5.14)."""
+"""Object pasting: copy_paste within a picture, paste_in from others. Both need polygons."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def covered(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
 
 
 def draw_copy_paste(rng: np.random.Generator, sample: Sample, share: float) -> np.ndarray:
-    """Indices of the polygons to mirror: round(share n) of n, none twice (§5.13)."""
+    """Indices of the polygons to mirror: round(share n) of n, none twice."""
     if sample.segments is None or not share:
         return np.zeros(0, np.int64)
     outlined = np.flatnonzero([len(segment) > 0 for segment in sample.segments])
@@ -39,7 +39,7 @@ def draw_copy_paste(rng: np.random.Generator, sample: Sample, share: float) -> n
 
 
 def copy_paste(sample: Sample, indices: Sequence[int] | np.ndarray) -> Sample:
-    """Add the mirror image of some outlined objects where they cover little of the others (§5.13)."""
+    """Add the mirror image of some outlined objects where they cover little of the others."""
     if sample.segments is None or not len(indices):
         return sample
     height, width = sample.image.shape[:2]
@@ -60,7 +60,7 @@ def copy_paste(sample: Sample, indices: Sequence[int] | np.ndarray) -> Sample:
 
 
 def cut_objects(sample: Sample, rng: np.random.Generator) -> list[Crop]:
-    """Crops of a random half of the outlined objects of a picture (§5.14)."""
+    """Crops of a random half of the outlined objects of a picture."""
     if sample.segments is None:
         return []
     height, width = sample.image.shape[:2]
@@ -79,7 +79,7 @@ def cut_objects(sample: Sample, rng: np.random.Generator) -> list[Crop]:
 
 
 def collect_crops(raw_mosaic: Callable[[], Sample], rng: np.random.Generator) -> list[Crop]:
-    """At least 30 crops out of raw mosaics, unless the first has none at all (§5.14)."""
+    """At least 30 crops out of raw mosaics, unless the first has none at all."""
     crops = cut_objects(raw_mosaic(), rng)
     attempts = 1
     while crops and len(crops) < _WANTED_CROPS and attempts < 2 * _WANTED_CROPS:
@@ -89,7 +89,7 @@ def collect_crops(raw_mosaic: Callable[[], Sample], rng: np.random.Generator) ->
 
 
 def paste_in(sample: Sample, crops: Sequence[Crop], rng: np.random.Generator) -> Sample:
-    """Paste crops into up to 20 free places of a picture (§5.14)."""
+    """Paste crops into up to 20 free places of a picture."""
     if not crops:
         return sample
     image, boxes, classes = sample.image.copy(), sample.boxes_xyxy, sample.classes

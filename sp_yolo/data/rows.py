@@ -29,7 +29,7 @@ class BadRow(ValueError):
 class RowRules:
     """What rows may be. ``keypoints``: columns behind the box as the YAML's kpt_shape says, 0 where it says nothing.
     ``ambiguous``: what a row is that may be a polygon as well as a box with keypoints: "polygon", "keypoints" or
-    "refuse". ``polygons``: every row is one from 5 columns on (--compat, spec data §5.2)."""
+    "refuse". ``polygons``: every row is one from 5 columns on (--compat)."""
 
     num_classes: int
     keypoints: int = 0

@@ -1,6 +1,6 @@
 """Do the anchors fit the boxes of a dataset, and better ones where they do not.
 
-Source: functional specification (docs/provenance.md), data §5.15. A box and an anchor agree by the worse of their width
+Source: docs/provenance.md. A box and an anchor agree by the worse of their width
 and height ratios, min(r, 1/r); an anchor can answer for a box where that exceeds 1 / threshold (``anchor_t``).
 """
 
@@ -41,7 +41,8 @@ def anchor_fit(wh_px: np.ndarray, anchors_px: np.ndarray, threshold: float) -> A
 def _agreement(wh_px: np.ndarray, anchors_px: np.ndarray) -> np.ndarray:
     """[n, k]: the worse of the two ratios."""
     width, height = (wh_px[:, None, axis] / anchors_px[None, :, axis] for axis in (0, 1))
-    return np.minimum(np.minimum(width, 1 / width), np.minimum(height, 1 / height))
+    worse: np.ndarray = np.minimum(np.minimum(width, 1 / width), np.minimum(height, 1 / height))
+    return worse
 
 
 def best_anchors(
@@ -58,7 +59,8 @@ def best_anchors(
     if len(wh) > MOST_BOXES:
         wh = wh[generator.choice(len(wh), MOST_BOXES, replace=False)]
     anchors = _evolve(wh, _kmeans(wh, count, generator), threshold, generations, generator)
-    return anchors[anchors.prod(1).argsort()]
+    ordered: np.ndarray = anchors[anchors.prod(1).argsort()]
+    return ordered
 
 
 def _kmeans(wh: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -85,7 +87,8 @@ def _kmeans(wh: np.ndarray, count: int, generator: np.random.Generator) -> np.nd
             centres = np.where(size[:, None] > 0, sums / np.maximum(size, 1)[:, None], centres)
         if distance < least:
             best, least = centres, distance
-    return np.maximum(best * spread, SMALLEST_SIDE)
+    found: np.ndarray = np.maximum(best * spread, SMALLEST_SIDE)
+    return found
 
 
 def _evolve(

@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class ModelEma(Generic[Model]):
-    """Average of every floating-point entry of a model's state_dict (specification, training §4.6).
+    """Average of every floating-point entry of a model's state_dict.
 
     update n: d = decay * (1 - exp(-n / ramp)); v <- d * v + (1 - d) * model. Integer buffers keep their first value.
     ``average_buffers=False`` takes floating-point buffers (BatchNorm's statistics) as the model has them, as

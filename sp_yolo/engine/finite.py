@@ -6,9 +6,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+
+from sp_yolo.data import Batch
 
 LAG = 4  # iterations that a GPU may be behind before the loop waits for an answer
 
@@ -19,7 +21,7 @@ class _Look:
     values: torch.Tensor  # on the host, filled once ``done`` has happened
     done: torch.cuda.Event
     iteration: int
-    batch: Any
+    batch: Batch
 
 
 class FiniteWatch:
@@ -29,11 +31,11 @@ class FiniteWatch:
     few iterations later, at the latest by :meth:`drain`, which must come before anything is saved.
     """
 
-    def __init__(self, on_fault: Callable[[list[str], int, Any], NoReturn]) -> None:
+    def __init__(self, on_fault: Callable[[list[str], int, Batch], NoReturn]) -> None:
         self._on_fault = on_fault
         self._pending: deque[_Look] = deque()
 
-    def look(self, names: Sequence[str], values: torch.Tensor, iteration: int, batch: Any) -> None:
+    def look(self, names: Sequence[str], values: torch.Tensor, iteration: int, batch: Batch) -> None:
         """``values`` [n]: one number per name, not finite where anything behind it is not."""
         if not values.is_cuda:
             self._judge(names, values, iteration, batch)
@@ -56,7 +58,7 @@ class FiniteWatch:
         look.done.synchronize()
         self._judge(look.names, look.values, look.iteration, look.batch)
 
-    def _judge(self, names: Sequence[str], values: torch.Tensor, iteration: int, batch: Any) -> None:
+    def _judge(self, names: Sequence[str], values: torch.Tensor, iteration: int, batch: Batch) -> None:
         bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
         if bad:
             self._on_fault(bad, iteration, batch)

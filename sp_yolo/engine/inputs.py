@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sp_yolo.engine.device import Compute
 from sp_yolo.models import DetectionModel
+from sp_yolo.runtime.device import Compute
 
 
 def to_input(images: torch.Tensor, compute: Compute) -> torch.Tensor:
@@ -32,7 +32,7 @@ def round_up(size: int, grid: int) -> int:
 def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iteration: int) -> torch.Tensor:
     """--multi-scale: resize to between half and one and a half ``image_size`` px, in multiples of ``grid``.
 
-    Drawn from (seed, iteration): the same for an iteration whenever it is run. Specification, training §4.7.
+    Drawn from (seed, iteration): the same for an iteration whenever it is run.
     """
     rng = np.random.default_rng((seed, iteration))
     wanted = max(int(rng.integers(image_size // 2, image_size * 3 // 2 + grid)) // grid, 1) * grid
@@ -47,7 +47,7 @@ def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iterati
 def image_weights(labels: Sequence[np.ndarray], class_map: Sequence[float]) -> np.ndarray:
     """--image-weights: the odds of each image, [images]; those with classes of low AP come more often.
 
-    ``labels``: [n, 5] per image, class first. ``class_map``: AP of each class so far. Specification, training §4.7.
+    ``labels``: [n, 5] per image, class first. ``class_map``: AP of each class so far.
     """
     classes = len(class_map)
     counts = np.stack([np.bincount(label[:, 0].astype(int), minlength=classes) for label in labels])

@@ -1,67 +1,159 @@
-"""The one optimizer builder: SP, the torch optimizers people compare it with, or any other in torch.optim by name."""
+"""The one table of optimizers, and the one builder: SP, those people compare it with, or any class of torch.optim."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from sp_yolo.config import Hyp
+from sp_yolo.config import OptimizerRecipe
 from sp_yolo.engine.schedule import StepPlan
 from sp_yolo.errors import UserError
-from sp_yolo.optim import SP, build_param_groups
+from sp_yolo.optim import DEFAULTS, SP, build_param_groups
+
+Groups = list[dict[str, Any]]
+# Learning rates that a classifier is tuned over: half-decade steps over two and a half decades.
+_LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One optimizer by name.
+
+    ``make(groups, recipe)``: builds it. ``hyp``: its recipe in hyp/ for detectors, "" where it has none.
+    ``classifier``: its hyperparameters for classifiers where they differ from what all share; ``grid``: the learning
+    rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the first of its betas.
+    """
+
+    make: Callable[[Groups, OptimizerRecipe], torch.optim.Optimizer]
+    hyp: str
+    classifier: dict[str, Any]
+    grid: tuple[float, ...]
+    momentum: bool = True
+
+
+def _make_sp(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    robust = recipe.sp_mode == "robust"
+    return SP(
+        groups,
+        lr=recipe.lr0,
+        momentum=recipe.momentum,
+        mode=recipe.sp_mode,
+        metric=recipe.sp_metric,
+        # As in AdamW: an L2 term would be divided by the size of the gradients.
+        decoupled=robust and recipe.sp_metric == "fisher",
+        saliency=recipe.sp_saliency,
+        every=recipe.sp_every,
+        start=recipe.sp_start,
+        end=recipe.sp_end,
+        rho=recipe.sp_rho,
+        rcap=recipe.sp_rcap,
+    )
+
+
+def _make_sgd(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=recipe.lr0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _make_adam(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+
+
+def _make_adamw(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+
+
+# A classifier has SP's own defaults, for sp-paper the lr and sigma of its authors' example, for AdamW its usual decay.
+OPTIMIZERS = {
+    "sp": OptimizerEntry(
+        _make_sp, "sp.yaml", {"lr0": DEFAULTS["lr"], "weight_decay": DEFAULTS["weight_decay"]}, (*_LOW[1:], 0.1)
+    ),
+    "sp-paper": OptimizerEntry(
+        _make_sp, "", {"lr0": 1.0, "sp_mode": "paper", "sp_sigma_backbone": 0.1, "sp_sigma_head": 0.1}, _WIDE
+    ),
+    "sgd": OptimizerEntry(_make_sgd, "sgd.yaml", {"lr0": 0.03}, _WIDE),
+    "adam": OptimizerEntry(_make_adam, "adamw.yaml", {"lr0": 0.001}, _LOW),
+    "adamw": OptimizerEntry(_make_adamw, "adamw.yaml", {"lr0": 0.001, "weight_decay": 0.01}, _LOW),
+}
+
+
+def find_optimizer(name: str) -> OptimizerEntry:
+    """The entry of ``name``: of the table, or a class of torch.optim with its own defaults.
+
+    Raises:
+        UserError: neither, with the nearest names.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    classes = _torch_classes()
+    if name.lower() in classes:
+        return _entry_of(name, classes[name.lower()])
+    near = difflib.get_close_matches(name.lower(), [*OPTIMIZERS, *classes], n=3)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(f"--optimizer {name}: not {', '.join(OPTIMIZERS)} or the name of a class in torch.optim{hint}")
+
+
+def _torch_classes() -> dict[str, type[torch.optim.Optimizer]]:
+    found = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
+    useless = (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes sparse gradients only
+    return {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind not in useless
+    }
+
+
+def _entry_of(name: str, kind: type[torch.optim.Optimizer]) -> OptimizerEntry:
+    """A class of torch.optim, built from a learning rate alone; a classifier has its own, and a decade to each side."""
+    default = inspect.signature(kind).parameters["lr"].default
+    lr = float(default) if isinstance(default, int | float) else 0.01
+
+    def make(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        try:
+            return kind(groups, lr=recipe.lr0)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None
+
+    grid = tuple(float(f"{lr * 10 ** (half / 2):.3g}") for half in range(-2, 3))
+    return OptimizerEntry(make, "sgd.yaml", {"lr0": lr}, grid, momentum=False)
 
 
 def build_optimizer(
-    name: str, model: nn.Module, hyp: Hyp, *, weight_decay: float, total_steps: int, check_finite: bool = True
+    name: str,
+    model: nn.Module,
+    recipe: OptimizerRecipe,
+    *,
+    weight_decay: float,
+    total_steps: int,
+    check_finite: bool = True,
 ) -> torch.optim.Optimizer:
-    """An optimizer over the groups backbone, head, bias (index 2) and norm of ``model``.
+    """The optimizer called ``name`` over the groups backbone, head, bias (index 2) and norm of ``model``.
 
-    ``name``: sp, sgd (Nesterov), adam, adamw, or a class name of torch.optim. ``weight_decay``: scaled to the batch.
-    ``total_steps``: optimizer steps of the run, the length of SP's sparsity ramp. ``check_finite``: whether SP looks at
-    the gradients itself.
+    ``weight_decay``: scaled to the batch. ``total_steps``: optimizer steps of the run, the length of SP's sparsity
+    ramp. ``check_finite``: whether SP looks at the gradients itself.
 
     Raises:
-        UserError: no optimizer of that name, or one that cannot be built from a learning rate alone.
+        UserError: see :func:`find_optimizer`; one that cannot be built from a learning rate alone.
     """
-    lr, momentum = hyp["lr0"], hyp["momentum"]
-    if name == "sp":
+    entry = find_optimizer(name)
+    if entry.make is _make_sp:
         groups = build_param_groups(
             model,
             weight_decay=weight_decay,
-            sigma_backbone=hyp["sp_sigma_backbone"],
-            sigma_head=hyp["sp_sigma_head"],
-        )
-        return SP(
-            groups,
-            lr=lr,
-            momentum=momentum,
-            nesterov=True,
-            mode=hyp["sp_mode"],
-            metric=hyp["sp_metric"],
-            # As in AdamW: an L2 term would be divided by the size of the gradients.
-            decoupled=hyp["sp_mode"] == "robust" and hyp["sp_metric"] == "fisher",
-            saliency=hyp["sp_saliency"],
-            every=hyp["sp_every"],
-            start=hyp["sp_start"],
-            end=hyp["sp_end"],
+            sigma_backbone=recipe.sp_sigma_backbone,
+            sigma_head=recipe.sp_sigma_head,
             total_steps=total_steps,
-            rho=hyp["sp_rho"],
-            rcap=hyp["sp_rcap"],
             check_finite=check_finite,
         )
+        return _make_sp(groups, recipe)
     keep = ("params", "name", "weight_decay")
-    groups = [
-        {key: value for key, value in group.items() if key in keep}
-        for group in build_param_groups(model, weight_decay=weight_decay)
-    ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    if name in ("adam", "adamw"):
-        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        return kind(groups, lr=lr, betas=(momentum, 0.999))
-    return _from_torch(name, groups, lr)
+    groups = build_param_groups(model, weight_decay=weight_decay)
+    return entry.make([{key: group[key] for key in keep} for group in groups], recipe)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, plan: StepPlan, *, momentum: bool = True, betas: bool = True) -> None:
@@ -72,15 +164,3 @@ def set_rates(optimizer: torch.optim.Optimizer, plan: StepPlan, *, momentum: boo
             group["momentum"] = plan.momentum
         elif betas and "betas" in group:
             group["betas"] = (plan.momentum, group["betas"][1])
-
-
-def _from_torch(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    known = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
-    kind = known.get(name.lower())
-    useless = (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes sparse gradients only
-    if kind is None or kind in useless or not issubclass(kind, torch.optim.Optimizer):
-        raise UserError(f"--optimizer {name}: not sp, sgd, adam, adamw or the name of a class in torch.optim")
-    try:
-        return kind(groups, lr=lr)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None

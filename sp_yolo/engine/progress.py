@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from sp_yolo.losses import LossParts
+
+Record = dict[str, Any]  # of one epoch, as metrics.jsonl has it
 PARTS = ("box", "obj", "cls", "total")
 
 
-def fitness(record: dict[str, Any]) -> float:
-    """What the best epoch is chosen by (specification, training §4.8)."""
-    return 0.1 * record["map50"] + 0.9 * record["map50_95"]
+def fitness(record: Record) -> float:
+    """What the best epoch is chosen by."""
+    return float(0.1 * record["map50"] + 0.9 * record["map50_95"])
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Progress:
     """
 
     iteration: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     best: float = -1.0
     best_epoch: int = -1
     gain_epoch: int = -1
@@ -34,11 +37,11 @@ class Progress:
         if self.gain_epoch < 0:  # of a checkpoint that has not got it
             self.gain_epoch = self.best_epoch
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Record:
         """Numbers and words only, for a checkpoint; ``Progress(**state)`` gives it back."""
         return asdict(self)
 
-    def close_epoch(self, record: dict[str, Any], validated: bool) -> bool:
+    def close_epoch(self, record: Record, validated: bool) -> bool:
         """Append the record of a finished epoch; True when none was better.
 
         With equal figures the later epoch counts: where all are 0, the first would be the least trained.
@@ -63,7 +66,7 @@ class RunningLoss:
         self.sums = torch.tensor(progress.loss_sums, device=device)
         self.count = progress.loss_count
 
-    def add(self, parts: Any) -> None:
+    def add(self, parts: LossParts) -> None:
         self.sums += torch.stack([getattr(parts, part).reshape(()) for part in PARTS])
         self.count += 1
 

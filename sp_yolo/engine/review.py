@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sp_yolo.data import DetectionDataset
+from sp_yolo.data.statistics import box_sides, class_counts
 from sp_yolo.errors import UserError
 
 SHOWN = 10  # of a split's faulty files; the rest is counted
@@ -91,22 +92,6 @@ def _shared_images(splits: Mapping[str, DetectionDataset]) -> list[str]:
     return told
 
 
-def class_counts(data: DetectionDataset) -> np.ndarray:
-    """[2, classes]: images with the class, boxes of the class."""
-    result = np.zeros((2, len(data.names)), np.int64)
-    for labels in data.labels:
-        boxes = np.bincount(labels[:, 0].astype(int), minlength=len(data.names))
-        result += np.stack((boxes > 0, boxes))
-    return result
-
-
 def _listed(words: Sequence[str]) -> str:
     more = f" and {len(words) - 8} more classes" if len(words) > 8 else ""
     return ", ".join(words[:8]) + more
-
-
-def box_sides(data: DetectionDataset, image_size: int) -> np.ndarray:
-    """Width and height [n, 2] in px of every box once the longer side of its image has `image_size` px."""
-    scaled = image_size * data.shapes_wh / data.shapes_wh.max(axis=1, keepdims=True)
-    sides = [labels[:, 3:5] * wh for labels, wh in zip(data.labels, scaled, strict=True)]
-    return np.concatenate([np.zeros((0, 2)), *sides])

@@ -1,6 +1,6 @@
 """Learning rate, momentum and accumulation as pure functions of the iteration: resuming needs nothing but its number.
 
-Source: functional specification, training §4.2-4.5; the two departures from it (docs/differences.md) are the bounded
+Source: the original's behaviour (docs/provenance.md); the two departures from it (docs/differences.md) are the bounded
 warm-up and the schedule that neither lags an epoch nor stops short of its final value. ``compat`` brings both back.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from sp_yolo.config import Recipe
 
 NOMINAL_BATCH = 64
 # Below this many optimizer steps in the whole run, steps are worth more than large batches (docs/differences.md).
@@ -54,7 +55,7 @@ class Schedule:
         return self.epochs * self.batches_per_epoch
 
     def factor(self, epoch: float) -> float:
-        """Factor on the initial lr at ``epoch`` (may be a fraction): 1 at 0, ``lrf`` at the end. Specification §4.4."""
+        """Factor on the initial lr at ``epoch`` (may be a fraction): 1 at 0, ``lrf`` at the end."""
         if self.linear:
             return (1 - epoch / max(self.epochs - 1, 1)) * (1 - self.lrf) + self.lrf
         return (1 - math.cos(math.pi * epoch / self.epochs)) / 2 * (self.lrf - 1) + 1
@@ -114,9 +115,7 @@ class RunLength:
     words: str
 
 
-def fit_to_run(
-    hyp: Mapping[str, Any], *, epochs: int, batches_per_epoch: int, batch_size: int, compat: bool
-) -> RunLength:
+def fit_to_run(recipe: Recipe, *, epochs: int, batches_per_epoch: int, batch_size: int, compat: bool) -> RunLength:
     """Resolve ``auto`` hyperparameters from the size of the run; ``compat`` gives the original's values.
 
     The nominal batch falls from 64 to the batch itself where the run would see fewer than 3000 steps; the warm-up floor
@@ -124,36 +123,41 @@ def fit_to_run(
     most a quarter of the run, and in one of fewer than 300 steps BatchNorm's statistics, averages already, are not
     averaged again. Measured in docs/results.md.
     """
+    rates = recipe.schedule
     iterations = epochs * batches_per_epoch
-    nominal = hyp["nominal_batch"]
-    if nominal == "auto":
+    if isinstance(rates.nominal_batch, str):
         few = iterations * batch_size / NOMINAL_BATCH < FEW_UPDATES
         nominal = batch_size if few and not compat else NOMINAL_BATCH
+    else:
+        nominal = rates.nominal_batch
     accumulate = max(round(nominal / batch_size), 1)
-    asked = 3.0 if hyp["warmup_epochs"] == "auto" else hyp["warmup_epochs"]
+    asked = 3.0 if isinstance(rates.warmup_epochs, str) else rates.warmup_epochs
     warmup = round(asked * batches_per_epoch)
     if compat:
         warmup = max(warmup, 1000)
     elif warmup:
         warmup = max(1, min(max(warmup, min(1000, iterations // 10)), iterations // 5))
     updates = max(iterations / accumulate, 1)
-    decay, ramp = hyp["ema_decay"], hyp["ema_ramp"]
-    if decay == "auto":
+    decay, ramp = rates.ema_decay, rates.ema_ramp
+    if isinstance(decay, str):
         decay = 0.9999 if compat else min(0.9999, max(0.0, 1 - 4 / updates))
-    if ramp == "auto":
+    if isinstance(ramp, str):
         ramp = 2000.0 if compat else min(2000.0, max(1.0, updates / 6.5))
-    weight_decay = hyp["weight_decay"] * batch_size * accumulate / nominal
-    words = (
-        f"run of {iterations} iterations: warm-up {warmup}, optimizer step every {accumulate} batch"
-        f"{'es' if accumulate > 1 else ''} (nominal batch {nominal}), EMA decay {decay:.5g}, ramp {ramp:.0f} steps"
-    )
+    batches = f"{accumulate} batches" if accumulate > 1 else "1 batch"
     return RunLength(
-        int(nominal), warmup, weight_decay, float(decay), float(ramp), compat or updates >= VERY_FEW_UPDATES, words
+        nominal_batch=nominal,
+        warmup=warmup,
+        weight_decay=recipe.optimizer.weight_decay * batch_size * accumulate / nominal,
+        ema_decay=decay,
+        ema_ramp=ramp,
+        average_buffers=compat or updates >= VERY_FEW_UPDATES,
+        words=f"run of {iterations} iterations: warm-up {warmup}, optimizer step every {batches} "
+        f"(nominal batch {nominal}), EMA decay {decay:.5g}, ramp {ramp:.0f} steps",
     )
 
 
 def make_schedule(
-    hyp: Mapping[str, Any],
+    recipe: Recipe,
     length: RunLength,
     *,
     epochs: int,
@@ -163,6 +167,16 @@ def make_schedule(
     compat: bool,
 ) -> Schedule:
     """The schedule of a recipe on a run of this length."""
-    shape = {key: hyp[key] for key in ("lrf", "momentum", "warmup_momentum", "warmup_bias_lr")}
-    nominal, warmup = length.nominal_batch, length.warmup
-    return Schedule(epochs, batches_per_epoch, batch_size, nominal, warmup, **shape, linear=linear, compat=compat)
+    return Schedule(
+        epochs=epochs,
+        batches_per_epoch=batches_per_epoch,
+        batch_size=batch_size,
+        nominal_batch=length.nominal_batch,
+        warmup=length.warmup,
+        lrf=recipe.schedule.lrf,
+        momentum=recipe.optimizer.momentum,
+        warmup_momentum=recipe.schedule.warmup_momentum,
+        warmup_bias_lr=recipe.schedule.warmup_bias_lr,
+        linear=linear,
+        compat=compat,
+    )

@@ -14,6 +14,9 @@ from sp_yolo.engine.progress import Progress, RunningLoss
 from sp_yolo.errors import UserError
 from sp_yolo.models import DetectionModel, description
 
+# What a checkpoint holds: tensors, numbers and words by name.
+Content = dict[str, Any]
+
 # Needed to go on, with the type of each; finished weights lack the optimizer.
 _RESUMABLE = {
     **dict.fromkeys(("config", "hyp", "yaml", "model", "ema", "optimizer", "scaler", "progress"), dict),
@@ -33,30 +36,32 @@ class RunState:
     progress: Progress
     losses: RunningLoss
 
-    def finished_weights(self, config: dict[str, Any], hyp: dict[str, Any]) -> dict[str, Any]:
-        """The averaged weights with what belongs to them: plain tensors, numbers and words."""
+    def finished_weights(self, told: Content) -> Content:
+        """The averaged weights with what belongs to them: plain tensors, numbers and words.
+
+        ``told``: "config" and "hyp" of the run, as opt.yaml and hyp.yaml have them.
+        """
         return {
             **json.loads(json.dumps(description(self.model))),
             "version": __version__,
-            "config": json.loads(json.dumps(config)),
-            "hyp": dict(hyp),
+            **json.loads(json.dumps(told)),
             "ema": self.ema.module.state_dict(),
             "ema_updates": self.ema.updates,
             "progress": self.progress.state(),
         }
 
-    def everything(self, config: dict[str, Any], hyp: dict[str, Any]) -> dict[str, Any]:
+    def everything(self, told: Content) -> Content:
         """All that the run needs to go on from the next iteration."""
         self.losses.store(self.progress)
         return {
-            **self.finished_weights(config, hyp),
+            **self.finished_weights(told),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "batches_per_epoch": self.batches_per_epoch,
         }
 
-    def restore(self, content: dict[str, Any], where: str, updates: int) -> None:
+    def restore(self, content: Content, where: str, updates: int) -> None:
         """Take over ``content`` of :meth:`everything`, read from ``where``. ``updates``: steps of the whole run.
 
         Raises:
@@ -83,7 +88,7 @@ class RunState:
         self.losses = RunningLoss(self.losses.sums.device, self.progress)
 
 
-def check_resumable(content: dict[str, Any], where: str) -> None:
+def check_resumable(content: Content, where: str) -> None:
     """Raises UserError unless a run can go on from ``content``."""
     if "optimizer" not in content:
         raise UserError(

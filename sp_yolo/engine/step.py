@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from sp_yolo.config import OPTIMIZERS, Config
-from sp_yolo.engine.checkpoint import LAST
-from sp_yolo.engine.device import Compute
-from sp_yolo.engine.distributed import World
+from sp_yolo.data import Batch
 from sp_yolo.engine.finite import FiniteWatch, norms
 from sp_yolo.engine.inputs import rescale, to_input
 from sp_yolo.engine.optimizer import set_rates
 from sp_yolo.engine.progress import PARTS
-from sp_yolo.engine.rundir import RunDir
 from sp_yolo.engine.schedule import Schedule, StepPlan
 from sp_yolo.engine.state import RunState
 from sp_yolo.errors import NonFiniteError, StorageError
-from sp_yolo.losses import DetectionLoss
+from sp_yolo.losses import DetectionLoss, LossParts
 from sp_yolo.optim import SP
+from sp_yolo.runtime.checkpoint import LAST
+from sp_yolo.runtime.device import Compute
+from sp_yolo.runtime.distributed import World
+from sp_yolo.runtime.folder import RunDir
 
 SMALLEST_SCALE = 2.0**-14  # of a float16 loss: when halving got here, it was not the scale that made gradients infinite
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """``image_size`` px and ``stride``, of which the sizes of ``multi_scale`` are multiples; ``seed`` draws them.
+
+    ``clip_norm``: 0 does not clip. ``momentum``, ``betas``: whether the schedule sets the optimizer's.
+    """
+
+    image_size: int
+    stride: int
+    seed: int
+    multi_scale: bool
+    quad: bool
+    lr0: float
+    clip_norm: float
+    momentum: bool
+    betas: bool
+
+
 class TrainStep:
-    """Called with a batch; moves ``state`` one iteration on. ``stride``: sizes of --multi-scale are multiples of it."""
+    """Called with a batch; moves ``state`` one iteration on. What is not finite is kept in the folder ``run``."""
 
     def __init__(
         self,
-        config: Config,
-        hyp: Mapping[str, Any],
+        settings: StepSettings,
         compute: Compute,
         world: World,
         network: torch.nn.Module,
@@ -42,32 +59,31 @@ class TrainStep:
         schedule: Schedule,
         state: RunState,
         run: RunDir,
-        stride: int,
     ) -> None:
-        self.config, self.hyp, self.compute, self.world, self.stride = config, hyp, compute, world, stride
-        self.network, self.loss, self.schedule, self.state, self.run = network, loss, schedule, state, run
+        self.settings, self.compute, self.world, self.network = settings, compute, world, network
+        self.loss, self.schedule, self.state, self.run = loss, schedule, state, run
         self.watch = FiniteWatch(self._refuse)
         self._trained = [(name, each) for name, each in state.model.named_parameters() if each.requires_grad]
 
-    def __call__(self, batch: Any) -> bool:
+    def __call__(self, batch: Batch) -> bool:
         """Train on ``batch``. True after an optimizer step, False while gradients are being summed.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; on a GPU possibly in one of the next iterations.
         """
-        config, iteration = self.config, self.state.progress.iteration
+        settings, iteration = self.settings, self.state.progress.iteration
         groups = self.state.optimizer.param_groups
-        plan = self.schedule.at(iteration, {group["name"]: self.hyp["lr0"] for group in groups})
+        plan = self.schedule.at(iteration, {group["name"]: settings.lr0 for group in groups})
         images = to_input(batch.images, self.compute)
-        if config.multi_scale:
-            images = rescale(images, config.img_size[0], self.stride, config.seed, iteration)
+        if settings.multi_scale:
+            images = rescale(images, settings.image_size, settings.stride, settings.seed, iteration)
         # Gradients are exchanged once per optimizer step, not once per accumulated batch.
-        wait = isinstance(self.network, DistributedDataParallel) and not plan.update
-        with self.network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+        waits = isinstance(self.network, DistributedDataParallel) and not plan.update
+        with self.network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with self.compute.autocast():
                 raw_maps = self.network(images)
                 loss, parts = self.loss(raw_maps, batch.targets, (images.shape[2], images.shape[3]))
-            self.state.scaler.scale(loss * self.world.size * (4 if config.quad else 1)).backward()
+            self.state.scaler.scale(loss * self.world.size * (4 if settings.quad else 1)).backward()
         self._look(parts, batch)
         self.state.losses.add(parts)
         if plan.update:
@@ -77,7 +93,7 @@ class TrainStep:
         self.state.progress.iteration += 1
         return plan.update
 
-    def _look(self, parts: Any, batch: Any) -> None:
+    def _look(self, parts: LossParts, batch: Batch) -> None:
         """Are the losses and gradients of this batch finite? With float16 the scaler judges the gradients."""
         names = [f"{part} loss" for part in PARTS]
         values = torch.stack([getattr(parts, part).detach().float().reshape(()) for part in PARTS])
@@ -88,17 +104,17 @@ class TrainStep:
         self.watch.look(names, values, self.state.progress.iteration, batch)
 
     def _update(self, plan: StepPlan) -> None:
-        state, ours = self.state, self.config.optimizer in OPTIMIZERS  # any other keeps torch's own momentum
-        set_rates(state.optimizer, plan, momentum=ours, betas=ours and not self.config.compat)
-        if self.hyp["clip_norm"]:
+        state = self.state
+        set_rates(state.optimizer, plan, momentum=self.settings.momentum, betas=self.settings.betas)
+        if self.settings.clip_norm:
             state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.hyp["clip_norm"])
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.settings.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.ema.update(state.model, state.optimizer.masks() if isinstance(state.optimizer, SP) else None)
 
-    def _refuse(self, bad: list[str], iteration: int, batch: Any) -> NoReturn:
+    def _refuse(self, bad: list[str], iteration: int, batch: Batch) -> NoReturn:
         """Keep the batch, name what was wrong. A NaN loss makes every gradient NaN: then only the losses are named."""
         bad = [name for name in bad if name.endswith("loss")] or bad
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -114,5 +130,6 @@ class TrainStep:
         shown = ", ".join(Path(path).name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
         raise NonFiniteError(
             f"{', '.join(bad[:3])}{more} not finite at iteration {iteration}, stopped {when}; batch of {shown} {kept}; "
-            f"a new run from --weights {self.run.weights / LAST} with a smaller lr0 (now {self.hyp['lr0']:g}) may help"
+            f"a new run from --weights {self.run.weights / LAST} with a smaller lr0 (now {self.settings.lr0:g}) may "
+            "help"
         )

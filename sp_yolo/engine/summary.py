@@ -6,19 +6,17 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sp_yolo import __version__
-from sp_yolo.config import Config
-from sp_yolo.data import DetectionDataset
-from sp_yolo.engine.build import image_reader
-from sp_yolo.engine.device import Compute
-from sp_yolo.engine.progress import PARTS, Progress
-from sp_yolo.eval import CocoEvaluator, EvalResult, write_report
+from sp_yolo.engine.progress import PARTS, Progress, Record
+from sp_yolo.engine.splits import MeasuredSplit
+from sp_yolo.eval import EvalResult
 from sp_yolo.optim import SP
+from sp_yolo.report import write_report
+from sp_yolo.runtime.device import Compute
 
 MEASURED = ("precision", "recall", "map50", "map50_95")
 
@@ -33,7 +31,7 @@ def epoch_record(
     labels: int,
     image_size: int,
     memory: int,
-) -> dict[str, Any]:
+) -> Record:
     """One epoch as metrics.jsonl has it. ``means``: of the loss parts; ``rate``: images/s; ``memory``: peak bytes.
 
     ``outcome``: metrics and losses of the validation; without one (--notest) what it measures is NaN.
@@ -55,9 +53,7 @@ def epoch_record(
     }
 
 
-def run_summary(
-    best: EvalResult, progress: Progress, seconds: float, config: Config, compute: Compute
-) -> dict[str, Any]:
+def run_summary(best: EvalResult, progress: Progress, seconds: float, seed: int, compute: Compute) -> Record:
     """The content of summary.json. ``seconds``: of this process, without those before a resume."""
     records = progress.records
     rates = [record["images_per_second"] for record in records if record["images_per_second"]]
@@ -69,7 +65,7 @@ def run_summary(
         "peak_memory_bytes": compute.peak_memory(),
         "versions": {"sp_yolo": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         "device": compute.words,
-        "seed": config.seed,
+        "seed": seed,
         "argv": sys.argv,
     }
 
@@ -77,21 +73,20 @@ def run_summary(
 def run_report(
     folder: Path,
     best: EvalResult,
-    data: DetectionDataset,
-    evaluator: CocoEvaluator,
+    split: MeasuredSplit,
     *,
-    config: Config,
-    facts: Mapping[str, Any],
-    history: list[dict[str, Any]],
+    title: str,
+    facts: Mapping[str, object],
+    history: list[Record],
 ) -> list[str]:
     """Curves, confusion matrix, worst images and report.html of the best weights; returns the lines to print."""
     return write_report(
         folder,
         best,
-        data.ground_truth(),
-        evaluator.detections(),
-        title=f"{folder.name}: {config.cfg or config.weights}, {config.optimizer}",
+        split.truth,
+        split.evaluator.detections(),
+        title=title,
         facts=dict(facts),
         history=history,
-        read_image=image_reader(data),
+        read_image=split.reader(),
     )

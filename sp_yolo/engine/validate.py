@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from sp_yolo.boxes import boxes_to_original, non_max_suppression
-from sp_yolo.engine.device import Compute
+from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import to_input
+from sp_yolo.eval import CocoEvaluator
+from sp_yolo.losses import DetectionLoss
+from sp_yolo.models import DetectionModel
+from sp_yolo.runtime.device import Compute
 
 CONF_THRES, IOU_THRES = 0.001, 0.65
 COMPAT_IOU_THRES = 0.6  # of the original's validations while it trains
@@ -29,19 +32,19 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module,
-    batches: Iterable[Any],
-    evaluator: Any,
+    model: DetectionModel,
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
     compute: Compute,
     *,
-    loss: Callable[..., Any] | None = None,
+    loss: DetectionLoss | None = None,
     conf_thres: float = CONF_THRES,
     iou_thres: float = IOU_THRES,
     multi_label: bool = True,
     augment: bool = False,
     hybrid: bool = False,
     single_class: bool = False,
-    on_batch: Callable[[int, Any, list[torch.Tensor]], None] | None = None,
+    on_batch: Callable[[int, Batch, list[Tensor]], None] | None = None,
 ) -> Validation:
     """Run ``model`` (eval mode) over ``batches`` and feed the detections, in original pixels, to ``evaluator``.
 
@@ -59,7 +62,7 @@ def validate(
         with compute.autocast():
             decoded, raw_maps = model(pixels, augment=augment)
         if loss is not None and raw_maps is not None:
-            _, parts = loss(raw_maps, batch.targets, tuple(pixels.shape[2:]))
+            _, parts = loss(raw_maps, batch.targets, (pixels.shape[2], pixels.shape[3]))
             sums += torch.stack((parts.box, parts.obj, parts.cls)).to(sums)
         inferred = time.perf_counter()
         if hybrid:
@@ -80,7 +83,7 @@ def validate(
     return Validation(images, (box, obj, cls), seconds)
 
 
-def _with_labels(decoded: torch.Tensor, batch: Any) -> torch.Tensor:
+def _with_labels(decoded: Tensor, batch: Batch) -> Tensor:
     """``decoded`` [B, N, no] with the labels of the batch appended as rows of confidence 1, the others zero."""
     size, no = len(decoded), decoded.shape[2]
     image = batch.targets[:, 0].long()
@@ -94,9 +97,9 @@ def _with_labels(decoded: torch.Tensor, batch: Any) -> torch.Tensor:
     return torch.cat((decoded, rows), 1)
 
 
-def to_original(batch: Any, found: list[torch.Tensor]) -> tuple[list[int], list[torch.Tensor]]:
+def to_original(batch: Batch, found: list[Tensor]) -> tuple[list[int], list[Tensor]]:
     """Image ids and detections of a batch, boxes mapped from the network input to original pixels and clipped."""
-    input_hw = tuple(batch.images.shape[2:])
+    input_hw = (batch.images.shape[2], batch.images.shape[3])
     ids, detections = [], []
     for meta, rows in zip(batch.metas, found, strict=True):
         rows = rows.float().cpu()

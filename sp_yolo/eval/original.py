@@ -1,7 +1,7 @@
 """The figures that the original YOLOv7 printed, for comparing with its logs; `coco_evaluate` is what to report.
 
 They differ from COCO's: a detection never takes its second-best label, a hit must be strictly above the threshold, the
-precision-recall curve gets an extra end point, and crowd regions are unknown (spec eval §6.4).
+precision-recall curve gets an extra end point, and crowd regions are unknown.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _corners(boxes_xywh: np.ndarray) -> torch.Tensor:
 def average_precision(
     correct: np.ndarray, scores: np.ndarray, predicted: np.ndarray, labels: np.ndarray, *, v5_metric: bool = False
 ) -> OriginalResult:
-    """AP per class (spec eval §6.4) from hits [n, 10], scores [n], predicted classes [n] and label classes [m]."""
+    """AP per class from hits [n, 10], scores [n], predicted classes [n] and label classes [m]."""
     order = np.argsort(-scores, kind="stable")
     correct, scores, predicted = correct[order], scores[order], predicted[order]
     classes, counts = np.unique(labels, return_counts=True)

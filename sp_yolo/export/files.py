@@ -84,14 +84,7 @@ def export_model(
         UserError: an impossible combination or size. EnvironmentFault: a package is missing (extra ``export``).
         SPYoloError: the file computes something else than the model; it is removed.
     """
-    if format not in FORMATS:
-        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if format != "onnx" and (end2end or simplify):
-        raise UserError(f"end2end and simplify are for format onnx, not {format}")
-    if batch_size < 1:
-        raise UserError(f"batch-size must be at least 1, got {batch_size}")
-    if format == "onnx":
-        _require("onnx", "onnxruntime", *(["onnxscript"] if simplify else []))
+    _check_request(format, end2end=end2end is not None, simplify=simplify, batch_size=batch_size)
     model = weights if isinstance(weights, DetectionModel) else model_from_weights(weights)
     if output is None:
         if isinstance(weights, DetectionModel):
@@ -105,12 +98,6 @@ def export_model(
     network = _Outputs(deploy(model).to(device, dtype), kind, max_wh)
     names = tuple(f"map{level}" for level in range(model.head.nl)) if kind == "maps" else ("output",)
     images = torch.rand(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    probes = [images]
-    if dynamic or dynamic_batch:
-        probes.append(torch.cat((images, images[:1] * 0.5)))
-    if dynamic:
-        probes.append(nn.functional.pad(images, (0, int(max(model.stride)))))
-
     path, example = Path(output), images.to(device, dtype)
     run_file: Callable[[Tensor], list[np.ndarray]]
     try:
@@ -120,7 +107,8 @@ def export_model(
         else:
             _write_torchscript(network, example, path)
             run_file = functools.partial(_run_torchscript, path, device)
-        inputs = [probe.to(dtype) for probe in probes]
+        sizes = _probes(images, dynamic or dynamic_batch, int(max(model.stride)) if dynamic else 0)
+        inputs = [probe.to(dtype) for probe in sizes]
         difference = _largest_difference(run_file, model, inputs, network, device)
         if end2end:
             _append_nms(path, end2end, inputs)
@@ -128,6 +116,27 @@ def export_model(
         path.unlink(missing_ok=True)  # nobody shall find a file that failed its check
         raise
     return ExportResult(path, names, difference)
+
+
+def _check_request(format: str, *, end2end: bool, simplify: bool, batch_size: int) -> None:
+    if format not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format != "onnx" and (end2end or simplify):
+        raise UserError(f"end2end and simplify are for format onnx, not {format}")
+    if batch_size < 1:
+        raise UserError(f"batch-size must be at least 1, got {batch_size}")
+    if format == "onnx":
+        _require("onnx", "onnxruntime", *(["onnxscript"] if simplify else []))
+
+
+def _probes(images: Tensor, other_batch: bool, wider: int) -> list[Tensor]:
+    """``images``, and as many more as the file says it takes: another batch, ``wider`` by so many px (0: not)."""
+    probes = [images]
+    if other_batch:
+        probes.append(torch.cat((images, images[:1] * 0.5)))
+    if wider:
+        probes.append(nn.functional.pad(images, (0, wider)))
+    return probes
 
 
 def _require(*packages: str) -> None:

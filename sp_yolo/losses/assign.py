@@ -3,7 +3,7 @@
 Everything works on the whole batch at once in tensors padded per image: B images, at most M targets and K candidates
 per image. Nothing loops over images or boxes, so the number of kernels depends on the number of levels only. On the CPU
 the padding is squeezed out where that is cheap (``_squeeze``); elsewhere it stays, because to know how much there is
-would make the host wait for the device. Source: functional specification (docs/provenance.md), loss §3.6 and §3.7.
+would make the host wait for the device. Source: docs/provenance.md.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def pad_targets(targets: Tensor, batch_size: int, num_classes: int, device: torc
 def find_candidates(
     targets: PaddedTargets, grids_yx: Sequence[tuple[int, int]], anchors: Tensor, anchor_t: float, reach: float = 0.5
 ) -> Candidates:
-    """All predictions near a target whose anchor is within a factor ``anchor_t`` of its size. Spec loss §3.6.
+    """All predictions near a target whose anchor is within a factor ``anchor_t`` of its size.
 
     anchors [nl, na, 2] in grid units. ``reach`` 0.5 takes the cell and its two nearest neighbours, 1.0 all four.
     """
@@ -157,7 +157,7 @@ def predicted_boxes(rows: Tensor, candidates: Candidates, strides: Sequence[floa
 
 
 def class_costs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross entropy of y = sqrt(sigmoid(class) * sigmoid(objectness)) against one-hot classes. Spec loss §3.7.5.
+    """Binary cross entropy of y = sqrt(sigmoid(class) * sigmoid(objectness)) against one-hot classes.
 
     Returns the sum over classes against "no class" [B, K], and what is added to it when class c is the right one,
     [B, nc, K]: their sum is the cost without a [B, M, K, nc] tensor. y is kept one float32 step inside (0, 1), where
@@ -175,7 +175,7 @@ def choose(
     rows: Tensor, candidates: Candidates, targets: PaddedTargets, strides: Sequence[float],
     scale_wh: tuple[float, float], most_per_target: int, *, compat: bool = False,
 ) -> Candidates:  # fmt: skip
-    """SimOTA-like assignment: each target takes its k cheapest candidates, k = the sum of its largest IoUs. Spec §3.7.
+    """SimOTA-like assignment: each target takes its k cheapest candidates, k = the sum of its largest IoUs.
 
     rows [B, K, 5 + nc] float32 logits at the candidates; ``scale_wh`` turns normalised targets into input pixels;
     ``most_per_target`` bounds k (10, or 20 with auxiliary heads). Of equal costs (a cell that two targets proposed is

@@ -1,6 +1,6 @@
 """Box, objectness and class loss of raw prediction maps: base, OTA and OTA with auxiliary heads.
 
-Source: functional specification (docs/provenance.md), loss §3.1 to §3.9; the paper is YOLOv7 (Wang et al., 2022), the
+Source: docs/provenance.md; the paper is YOLOv7 (Wang et al., 2022), the
 assignment SimOTA (Ge et al., 2021).
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp_yolo.boxes import complete_iou
+from sp_yolo.config import LossRecipe
 from sp_yolo.losses.assign import Candidates, PaddedTargets, choose, find_candidates, pad_targets
 
 AUXILIARY_WEIGHT = 0.25
@@ -35,22 +36,22 @@ class Gains(NamedTuple):
     cls: float
 
 
-def scale_gains(hyp: Mapping[str, float], num_levels: int, num_classes: int, image_size: int) -> Gains:
-    """The gains of a recipe adapted to the number of levels and classes and the training size. Spec loss §3.2."""
+def scale_gains(recipe: LossRecipe, num_levels: int, num_classes: int, image_size: int) -> Gains:
+    """The gains of a recipe adapted to the number of levels and classes and the training size."""
     per_level = 3 / num_levels
     return Gains(
-        box=hyp["box"] * per_level,
-        obj=hyp["obj"] * (image_size / 640) ** 2 * per_level,
-        cls=hyp["cls"] * num_classes / 80 * per_level,
+        box=recipe.box * per_level,
+        obj=recipe.obj * (image_size / 640) ** 2 * per_level,
+        cls=recipe.cls * num_classes / 80 * per_level,
     )
 
 
 class DetectionLoss:
     """Loss of the raw maps of ``model`` (only its ``head``'s constants and its ``stride`` are read).
 
-    hyp: ``box``, ``obj``, ``cls`` (gains before scaling), ``anchor_t``; optional ``cls_pw``, ``obj_pw``, ``fl_gamma``,
-    ``label_smoothing``. image_size: the training size in px. assigner: "ota", or "anchor" (every candidate is a match);
-    a model with auxiliary heads always trains with OTA, and its lead maps alone are always taken with "anchor".
+    hyp: the recipe's part, or a table with the original's keys (others are left aside). image_size: the training size
+    in px. assigner: "ota", or "anchor" (every candidate is a match); a model with auxiliary heads always trains with
+    OTA, and its lead maps alone are always taken with "anchor".
     compat: OTA as the original does it where ours differs: the image height for both axes of a target (matters for
     non-square input only), and the accidents of torch.topk between candidates of equal cost (a slow loop).
     average: mean of a small tensor over the processes of a distributed run. With it a term is divided by the number of
@@ -62,7 +63,7 @@ class DetectionLoss:
     def __init__(
         self,
         model: nn.Module,
-        hyp: Mapping[str, float],
+        hyp: LossRecipe | Mapping[str, float],
         image_size: int,
         assigner: str = "ota",
         *,
@@ -73,15 +74,14 @@ class DetectionLoss:
             raise ValueError(f'assigner must be "ota" or "anchor", got {assigner!r}')
         self.head = cast(Any, model.head)
         self.strides = [float(stride) for stride in cast(Tensor, model.stride)]
-        self.gains = scale_gains(hyp, self.head.nl, self.head.nc, image_size)
+        recipe = hyp if isinstance(hyp, LossRecipe) else LossRecipe.of(hyp)
+        self.gains = scale_gains(recipe, self.head.nl, self.head.nc, image_size)
         self.balance = (4.0, 1.0, 0.4) if self.head.nl == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)[: self.head.nl]
         self.assigner = assigner
         self.compat = compat
         self.average = average
-        self.anchor_t = float(hyp["anchor_t"])
-        self.cls_pw, self.obj_pw = float(hyp.get("cls_pw", 1.0)), float(hyp.get("obj_pw", 1.0))
-        self.fl_gamma = float(hyp.get("fl_gamma", 0.0))
-        self.label_smoothing = float(hyp.get("label_smoothing", 0.0))
+        self.anchor_t, self.cls_pw, self.obj_pw = recipe.anchor_t, recipe.cls_pw, recipe.obj_pw
+        self.fl_gamma, self.label_smoothing = recipe.fl_gamma, recipe.label_smoothing
 
     def __call__(
         self, raw_maps: Sequence[Tensor], targets: Tensor, image_hw: tuple[int, int]
@@ -133,7 +133,7 @@ class DetectionLoss:
     def _terms(
         self, maps: Sequence[Tensor], rows: Tensor, objectness: Tensor, matches: Candidates, targets: PaddedTargets
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Box, objectness and class term before gains (0-dimensional each), summed over levels. Spec loss §3.3."""
+        """Box, objectness and class term before gains (0-dimensional each), summed over levels."""
         keep = kept(matches.valid)
         valid = matches.valid.flatten()[keep].float()
         level = matches.level.repeat(len(rows))[keep]

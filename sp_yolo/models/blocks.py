@@ -1,4 +1,4 @@
-"""The layer types of the YOLOv7 family (functional specification, model §1.2). Attribute names are state_dict keys.
+"""The layer types of the YOLOv7 family. Attribute names are state_dict keys.
 
 Every block maps [B, C_in, H, W] to [B, C_out, H', W'] and keeps the memory format (NCHW or channels_last) it is given.
 """

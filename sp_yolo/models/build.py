@@ -181,7 +181,7 @@ class DetectionModel(nn.Module):
         return result
 
     def _augmented(self, x: Tensor) -> Tensor:
-        """Boxes [B, sum N, no] of the three passes, in pixels of ``x`` (functional specification, model §1.4)."""
+        """Boxes [B, sum N, no] of the three passes, in pixels of ``x``."""
         height, width = x.shape[2:]
         grid = max(self.head.strides)
         decoded = []

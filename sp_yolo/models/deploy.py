@@ -1,6 +1,6 @@
 """The deployed form of a model: batch norms, RepConv branches and implicit vectors merged, auxiliary heads dropped.
 
-All merging is exact up to rounding (functional specification, model §2).
+All merging is exact up to rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_fused(state: Mapping[str, Tensor]) -> bool:
 
 
 def deploy_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Training weights -> the weights of the deploy configuration, convolutions unfused (specification §2.4).
+    """Training weights -> the weights of the deploy configuration, convolutions unfused.
 
     ``config`` is the configuration that ``state`` belongs to; a deploy configuration's own weights come back unchanged.
     """

@@ -1,4 +1,4 @@
-"""Model configurations in the original's YAML grammar (functional specification, model §1.1), read, never evaluated."""
+"""Model configurations in the original's YAML grammar, read, never evaluated."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _reached(rows: Sequence[Row], ends: Sequence[int]) -> set[int]:
 
 
 def deploy_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The configuration of the deployed model: a Detect head, no auxiliary rows (functional specification §2.4)."""
+    """The configuration of the deployed model: a Detect head, no auxiliary rows."""
     rows = parse_rows(config, where)
     kept = sorted(lead_rows(rows))
     renumbered = {old: new for new, old in enumerate(kept)}

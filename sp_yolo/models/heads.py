@@ -1,4 +1,4 @@
-"""Detection heads: raw maps in training, decoded boxes in inference (functional specification, model §1.3)."""
+"""Detection heads: raw maps in training, decoded boxes in inference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ImplicitM(nn.Module):
 
 
 def merge_implicit(weight: Tensor, bias: Tensor, add: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution equal to (conv(x + add)) * scale: W*m and (b + W a)*m (specification §2.3).
+    """Weight and bias of the convolution equal to (conv(x + add)) * scale: W*m and (b + W a)*m.
 
     weight [O, C, 1, 1], bias [O], add [1, C, 1, 1], scale [1, O, 1, 1].
     """

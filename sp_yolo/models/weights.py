@@ -173,7 +173,7 @@ def transfer(model: DetectionModel, stored: StoredModel, *, keep_anchors: bool =
 
 
 def _adapted(stored: StoredModel, model: DetectionModel) -> tuple[dict[str, Tensor], list[str]]:
-    """The stored weights under the target's keys: head moved, implicit vectors merged or added (specification §2.4)."""
+    """The stored weights under the target's keys: head moved, implicit vectors merged or added."""
     if is_fused(stored.state) != is_fused(model.state_dict()):
         if is_fused(stored.state):
             raise UserError(

@@ -1,13 +1,12 @@
 """SP inside an untouched checkout of the original YOLOv7: `sp-yolo yolov7 DIR -- ...` and `patch_yolov7`.
 
-The host builds its optimizer as ``torch.optim.SGD``, looked up when called (specification §8). While its script runs,
+The host builds its optimizer as ``torch.optim.SGD``, looked up when called. While its script runs,
 that name is SP, and the constructor of the host's model class notes each model, so that its unnamed tensors get their
 names back by identity.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib
 import os
@@ -29,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from sp_yolo.errors import EnvironmentFault, UserError
 from sp_yolo.plugins import compat as patches
 from sp_yolo.plugins.generic import replaced, replaced_optimizer
-from sp_yolo.plugins.host_sgd import HostSGD, check_settings, host_sgd, parse_settings
+from sp_yolo.plugins.host_sgd import HostSGD, check_settings, host_sgd
 
 # Top-level modules of a checkout; train.py imports test.py by the name of a package of the standard library.
 _CHECKOUT_MODULES = ("models", "utils", "test")
@@ -240,23 +239,3 @@ def run_script(
         if host.trains and not optimizers:
             raise UserError(f"{host.script}: it ended without building torch.optim.SGD, so SP was not in use")
     return 0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `sp-yolo yolov7`; the host's own follow after `--`."""
-    parser.add_argument("directory", metavar="DIR", help="checkout of YOLOv7 (or its installed package's folder)")
-    parser.add_argument("--script", default="train.py", help="script to run: train_aux.py for P6 models, test.py, ...")
-    parser.add_argument("--sp", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of SP")
-    parser.add_argument("--no-compat", action="store_true", help="no patches for today's torch and numpy")
-    parser.add_argument("arguments", nargs="+", metavar="ARGUMENT", help="after --: the script's own arguments")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The command `sp-yolo yolov7`."""
-    return run_script(
-        arguments.directory,
-        arguments.arguments,
-        script=arguments.script,
-        compat=not arguments.no_compat,
-        **parse_settings(arguments.sp),
-    )

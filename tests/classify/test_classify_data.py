@@ -17,9 +17,9 @@ import pytest
 import torch
 from tiny_pictures import pictures
 
-from sp_yolo.classify import open_source
 from sp_yolo.data.toy import draw_image
 from sp_yolo.errors import EnvironmentFault, UserError
+from sp_yolo.experiments.classify import open_source
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sp_yolo.classify import (
+from sp_yolo.cli import main
+from sp_yolo.errors import NonFiniteError, UserError
+from sp_yolo.experiments.classify import (
     ImageSet,
     Source,
     build_classifier,
@@ -17,10 +19,8 @@ from sp_yolo.classify import (
     make_splits,
     open_source,
 )
-from sp_yolo.classify.splits import generator, stratified, with_noise
-from sp_yolo.classify.training import batches, crop_and_flip
-from sp_yolo.cli import main
-from sp_yolo.errors import NonFiniteError, UserError
+from sp_yolo.experiments.classify.splits import generator, stratified, with_noise
+from sp_yolo.experiments.classify.training import batches, crop_and_flip
 
 
 def test_stratified_shares_are_exact_and_by_largest_remainder() -> None:
@@ -225,14 +225,14 @@ def test_divergence_is_named(tiny_npz: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optimizer": "lion"}, "--optimizer lion: must be one of sp, sp-paper"),
+        ({"optimizer": "lion"}, "--optimizer lion: not sp, sp-paper"),
         ({"epochs": 0}, "--epochs 0: must be at least 1"),
         ({"label_noise": 1.5}, "--label-noise 1.5: must lie in [0, 1]"),
         (
             {"overrides": {"momentun": 0.9}},
-            "'momentun' is no hyperparameter of classification (did you mean 'momentum'?)",
+            "classification: unknown hyperparameter 'momentun' (did you mean 'momentum'?)",
         ),
-        ({"overrides": {"mosaic": 1.0}}, "'mosaic' is no hyperparameter of classification"),
+        ({"overrides": {"mosaic": 1.0}}, "classification: unknown hyperparameter 'mosaic'"),
         ({"overrides": {"momentum": 1.0}}, "momentum = 1.0: must lie in [0, 0.9999]"),
         ({"epoch": 3}, "unknown option 'epoch' (did you mean 'epochs'?)"),
     ],

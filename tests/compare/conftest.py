@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sp_yolo.compare.study import Study, Variant, make_study
+from sp_yolo.experiments.compare.study import Study, Variant, make_study
 
 
 @pytest.fixture

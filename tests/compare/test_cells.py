@@ -9,13 +9,13 @@ import pytest
 import torch
 from mini_network import MINI
 
-from sp_yolo.compare import cells as cells_module
-from sp_yolo.compare.cells import run_cells
-from sp_yolo.compare.study import Study, Variant, cell_of, final_cells, make_study, tuning_cells
-from sp_yolo.compare.subset import subset_yaml
 from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset, ensure_toy_dataset
 from sp_yolo.errors import StorageError, UserError
+from sp_yolo.experiments.compare import cells as cells_module
+from sp_yolo.experiments.compare.cells import run_cells
+from sp_yolo.experiments.compare.study import Study, Variant, cell_of, final_cells, make_study, tuning_cells
+from sp_yolo.experiments.compare.subset import subset_yaml
 from sp_yolo.models import build_model
 
 TIMED = ("seconds",)

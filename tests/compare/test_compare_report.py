@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sp_yolo.cli import main
-from sp_yolo.compare.report import choose, final_table, grid_table, write_report
-from sp_yolo.compare.study import Study, Variant, make_study
+from sp_yolo.experiments.compare.report import choose, final_table, grid_table, write_report
+from sp_yolo.experiments.compare.study import Study, Variant, make_study
 
 VARIANTS = [Variant("SP", "sp", (0.1, 0.3, 1.0), {}), Variant("sgd", "sgd", (0.01, 0.1, 0.3), {})]
 
@@ -129,7 +129,7 @@ def test_command_with_a_file_and_flags_that_win(tiny_npz: Path, tmp_path: Path, 
 
 
 def test_curves_hold_mean_and_interval(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sp_yolo.compare import report
+    from sp_yolo.experiments.compare import report
 
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(report, "draw_lines", lambda path, lines, **rest: drawn.update({path.name: lines}))

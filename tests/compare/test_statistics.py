@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sp_yolo.compare.statistics import holm, mean_interval, paired_test, student_cdf, student_quantile
+from sp_yolo.experiments.statistics import holm, mean_interval, paired_test, student_cdf, student_quantile
 
 # Closed forms of the distribution function for 1 to 4 degrees of freedom.
 CLOSED = {

@@ -1,14 +1,15 @@
 """Study files: what they become, and how their mistakes are named."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import pytest
 
-from sp_yolo.classify.settings import OPTIMIZERS
-from sp_yolo.compare.command import add_arguments, the_study
-from sp_yolo.compare.study import (
+from sp_yolo.cli import options_of
+from sp_yolo.commands.compare import the_study
+from sp_yolo.engine.optimizer import OPTIMIZERS
+from sp_yolo.errors import UserError
+from sp_yolo.experiments.compare.study import (
     Study,
     Variant,
     cell_of,
@@ -19,8 +20,6 @@ from sp_yolo.compare.study import (
     quick,
     tuning_cells,
 )
-from sp_yolo.config import load_hyp
-from sp_yolo.errors import UserError
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 GOOD = """
@@ -55,24 +54,24 @@ def test_a_study_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_default_grid_of_a_classifier_holds_what_the_optimizer_defaults_to(optimizer: str) -> None:
-    grid, own = default_grid("classify", optimizer, {}), OPTIMIZERS[optimizer][1]["lr0"]
+    grid, own = default_grid("classify", optimizer, {}), OPTIMIZERS[optimizer].classifier["lr0"]
     assert min(grid) < own < max(grid)
     assert len(grid) == len(default_grid("classify", "sgd", {}))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "options", "recipe"),
+    ("optimizer", "options", "own"),
     [
-        ("sp", {"cfg": "yolov7-tiny", "data": "MINE"}, "sp.tiny.yaml"),
-        ("sp", {}, "sp.toy.yaml"),
-        ("sp", {"cfg": "yolov7", "samples": 50}, "sp.p5.yaml"),
-        ("sgd", {"cfg": "yolov7-w6"}, "sgd.p6.yaml"),
-        ("adam", {"cfg": "yolov7-tiny"}, "adamw.tiny.yaml"),
-        ("sgd", {"cfg": "yolov7-tiny", "hyp": "hyp.scratch.tiny.yaml"}, "hyp.scratch.tiny.yaml"),
+        ("sp", {"cfg": "yolov7-tiny", "data": "MINE"}, 0.002),
+        ("sp", {}, 0.002),
+        ("sp", {"cfg": "yolov7", "samples": 50}, 0.002),
+        ("sgd", {"cfg": "yolov7-w6"}, 0.02),
+        ("adam", {"cfg": "yolov7-tiny"}, 0.002),
+        ("sgd", {"cfg": "yolov7-tiny", "hyp": "hyp.scratch.tiny.yaml"}, 0.01),
     ],
 )
 def test_the_default_grid_of_a_detector_is_around_its_recipe(
-    optimizer: str, options: dict, recipe: str, tmp_path: Path
+    optimizer: str, options: dict, own: float, tmp_path: Path
 ) -> None:
     if "data" in options:
         (tmp_path / "images").mkdir()
@@ -80,21 +79,15 @@ def test_the_default_grid_of_a_detector_is_around_its_recipe(
             **options,
             "data": written(tmp_path, f"root: {tmp_path}\ntrain: images\nval: images\nnc: 1\nnames: [cell]\n"),
         }
-    own = load_hyp(recipe)["lr0"]
     assert default_grid("detect", optimizer, options) == pytest.approx((own / 4, own, 4 * own), rel=1e-5)
 
 
 def test_flags_and_default_grids(tmp_path: Path) -> None:
     """A flag that changes the recipe changes a grid that the file leaves open, and none that it gives."""
     file = written(tmp_path, "task: detect\nvariants: {sp: , sgd: {lr0: [1, 2, 3]}}\n")
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    grids = {
-        flags: [variant.grid for variant in the_study(parser.parse_args([file, *flags])).variants]
-        for flags in ((), ("--cfg", "yolov7"))
-    }
-    for flags, recipe in (((), "sp.toy.yaml"), (("--cfg", "yolov7"), "sp.p5.yaml")):
-        assert grids[flags][0][1] == pytest.approx(load_hyp(recipe)["lr0"]) and grids[flags][1] == (1, 2, 3)
+    for flags, lr0 in (((), 0.002), (("--cfg", "yolov7"), 0.002)):
+        grids = [variant.grid for variant in the_study(*options_of("compare", [file, *flags])).variants]
+        assert grids[0][1] == pytest.approx(lr0) and grids[1] == (1, 2, 3)
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -113,9 +106,9 @@ def test_every_study_of_the_project_is_sound(path: Path) -> None:
         (("seeds: 3", "seeds: 0"), "mine.yaml: seeds = 0: must be a whole number from 1 to 999"),
         (("task: classify", "task: sing"), "mine.yaml:2: task = 'sing': must be classify or detect"),
         (("0.03], sp", "], sp"), "every variant needs as many lr0 to try: sgd 6, sparse 5"),
-        (("sgd:", "lion:"), "optimizer 'lion': give its lr0 grid"),
-        (("optimizer: sp,", "optimizer: lion,"), "optimizer 'lion': must be one of sp, sp-paper"),
-        (("sp_sigma_head: 0.5", "sp_sigma_heat: 0.5"), "'sp_sigma_heat' is no hyperparameter"),
+        (("sgd:", "lion:"), "--optimizer lion: not sp, sp-paper"),
+        (("optimizer: sp,", "optimizer: lion,"), "--optimizer lion: not sp, sp-paper"),
+        (("sp_sigma_head: 0.5", "sp_sigma_heat: 0.5"), "unknown hyperparameter 'sp_sigma_heat'"),
         (("samples: 500", "sample: 500"), "unknown option 'sample'"),
         (("samples: 500", "seed: 500"), "options: 'seed' is not for a study to say"),
         (("lr0: [0.3,", "lr0: [x,"), "lr0 must be a list of numbers above 0"),
@@ -139,7 +132,7 @@ def test_mistakes_in_a_detection_study() -> None:
     made({"data": "data/bccd.yaml", "samples": 50}, {"sp_mode": "paper", "root": "/data"})
     for options, overrides, words in (
         ({"epoch": 3}, {}, "unknown option 'epoch'"),
-        ({}, {"mosiac": 1.0}, "'mosiac' is no hyperparameter of a detector (did you mean 'mosaic'?)"),
+        ({}, {"mosiac": 1.0}, "unknown hyperparameter 'mosiac' (did you mean 'mosaic'?)"),
         ({}, {"sp_mode": "fast"}, "sp_mode = 'fast': must be 'robust' or 'paper'"),
     ):
         with pytest.raises(UserError) as caught:

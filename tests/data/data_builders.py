@@ -10,24 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sp_yolo.config import DatasetConfig
+from sp_yolo.config import AugmentRecipe, DatasetConfig
 
-HYP = {
-    "mosaic": 1.0,
-    "mixup": 0.2,
-    "hsv_h": 0.015,
-    "hsv_s": 0.7,
-    "hsv_v": 0.4,
-    "degrees": 5.0,
-    "translate": 0.1,
-    "scale": 0.5,
-    "shear": 0.0,
-    "perspective": 0.0,
-    "flipud": 0.1,
-    "fliplr": 0.5,
-    "copy_paste": 0.3,
-    "paste_in": 0.3,
-}
+RECIPE = AugmentRecipe(
+    mosaic=1.0,
+    mixup=0.2,
+    degrees=5.0,
+    flipud=0.1,
+    copy_paste=0.3,
+    paste_in=0.3,
+)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
-from data_builders import HYP, picture
+from data_builders import RECIPE, picture
 
 from sp_yolo.data import augment, paste
 from sp_yolo.data.augment import Sample, WarpDraws
@@ -19,9 +21,9 @@ def _sample(height: int = 60, width: int = 80, *, outlined: bool = False) -> Sam
 
 
 def test_warp_draws_stay_in_their_ranges_and_fill_them() -> None:
-    hyp = HYP | {"degrees": 10.0, "shear": 4.0, "perspective": 0.001, "translate": 0.2, "scale": 0.5}
+    recipe = replace(RECIPE, degrees=10.0, shear=4.0, perspective=0.001, translate=0.2, scale=0.5)
     rng = np.random.default_rng(0)
-    draws = np.array([augment.draw_warp(rng, hyp) for _ in range(4000)])
+    draws = np.array([augment.draw_warp(rng, recipe) for _ in range(4000)])
     # perspective x, y; angle; scale (asymmetric); shear x, y; translation x, y
     low = np.array([-0.001, -0.001, -10, 0.5, -4, -4, 0.3, 0.3])
     high = np.array([0.001, 0.001, 10, 1.6, 4, 4, 0.7, 0.7])

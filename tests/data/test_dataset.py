@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_builders import HYP, coco_document, coco_set, jpeg, picture, voc_object, voc_set, yolo_set
+from data_builders import RECIPE, coco_document, coco_set, jpeg, picture, voc_object, voc_set, yolo_set
 from pycocotools.coco import COCO
 
 from sp_yolo.boxes import boxes_to_original, cxcywh_to_xyxy
-from sp_yolo.config import DatasetConfig
+from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import DetectionDataset
 from sp_yolo.data.cache import DiskCache, MemoryCache
 from sp_yolo.errors import UserError
@@ -147,7 +147,7 @@ def test_coco_file_name_must_stay_in_the_image_folder(tmp_path: Path, name: str)
 def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path) -> None:
     config = yolo_set(tmp_path / "a", {"1": ""})
     with pytest.raises(UserError, match="not one labelled object in 1 images"):
-        DetectionDataset(config, "train", 64, hyp=HYP, augment=True)
+        DetectionDataset(config, "train", 64, augment=RECIPE)
     assert len(_val(config)) == 1
     with pytest.raises(UserError, match="no 'test' split"):
         DetectionDataset(config, "test", 64)
@@ -211,14 +211,14 @@ def test_exif_rotated_image_is_trained_upright(tmp_path: Path) -> None:
 
 def test_random_draws_depend_on_seed_epoch_index_and_repeat_alone(tmp_path: Path) -> None:
     config = yolo_set(tmp_path, {str(n): ROW for n in range(5)})
-    dataset = DetectionDataset(config, "train", 64, hyp=HYP, augment=True, seed=3)
+    dataset = DetectionDataset(config, "train", 64, augment=RECIPE, seed=3)
     first = dataset.item(2, epoch=4)
     dataset.item(1, epoch=9)
-    again = DetectionDataset(config, "train", 64, hyp=HYP, augment=True, seed=3).item(2, epoch=4)
+    again = DetectionDataset(config, "train", 64, augment=RECIPE, seed=3).item(2, epoch=4)
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.labels, again.labels)
     others = [dataset.item(2, epoch=5), dataset.item(3, epoch=4), dataset.item(2, epoch=4, repeat=1)]
-    others.append(DetectionDataset(config, "train", 64, hyp=HYP, augment=True, seed=4).item(2, epoch=4))
+    others.append(DetectionDataset(config, "train", 64, augment=RECIPE, seed=4).item(2, epoch=4))
     for other in others:
         assert (other.image != first.image).any()
 
@@ -227,7 +227,7 @@ def test_random_draws_depend_on_seed_epoch_index_and_repeat_alone(tmp_path: Path
 def test_training_items_are_well_formed(tmp_path: Path, rect: bool) -> None:
     square = "1 0.1 0.1 0.6 0.1 0.6 0.7 0.1 0.7\n"
     config = yolo_set(tmp_path, {str(n): ROW + square if n % 2 else "" for n in range(6)})
-    dataset = DetectionDataset(config, "train", 64, hyp=HYP | {"mosaic": 0.7, "paste_in": 0.7}, augment=True, rect=rect)
+    dataset = DetectionDataset(config, "train", 64, augment=replace(RECIPE, mosaic=0.7, paste_in=0.7), rect=rect)
     boxes = 0
     for epoch in range(10):
         for index in range(len(dataset)):
@@ -242,8 +242,8 @@ def test_training_items_are_well_formed(tmp_path: Path, rect: bool) -> None:
 
 def test_without_augmentation_draws_a_plain_letterbox(tmp_path: Path) -> None:
     config = yolo_set(tmp_path, {"1": ROW})
-    hyp = dict.fromkeys(HYP, 0.0)
-    item = DetectionDataset(config, "train", 96, hyp=hyp, augment=True).item(0)
+    recipe = AugmentRecipe.of(dict.fromkeys(vars(RECIPE), 0.0))
+    item = DetectionDataset(config, "train", 96, augment=recipe).item(0)
     # The factor is of [1 - scale, 1.1 + scale], at scale = 0 still 1 to 1.1: only the order of size is checked
     assert item.image.shape == (96, 96, 3)
     assert 0.2 <= item.labels[0, 3] <= 0.2201 and 0.4 * 64 / 96 <= item.labels[0, 4] <= 0.4401 * 64 / 96
@@ -260,8 +260,8 @@ def test_an_image_that_vanishes_during_training_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", [True, "auto", "disk"])
 def test_caches_give_the_same_pixels(tmp_path: Path, kind: bool | str) -> None:
     config = yolo_set(tmp_path, {str(n): ROW for n in range(4)})
-    plain = DetectionDataset(config, "train", 64, hyp=HYP, augment=True)
-    cached = DetectionDataset(config, "train", 64, hyp=HYP, augment=True, cache_images=kind)
+    plain = DetectionDataset(config, "train", 64, augment=RECIPE)
+    cached = DetectionDataset(config, "train", 64, augment=RECIPE, cache_images=kind)
     for epoch in range(3):
         for index in range(4):
             np.testing.assert_array_equal(plain.item(index, epoch).image, cached.item(index, epoch).image)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_builders import HYP, yolo_set
+from data_builders import RECIPE, yolo_set
 
 from sp_yolo.data import Batch, DetectionDataset, Loader, build_loader
 from sp_yolo.errors import EnvironmentFault, UserError
@@ -19,7 +19,7 @@ ROW = "0 0.5 0.5 0.2 0.4\n"
 
 def _dataset(root: Path, count: int, **options: object) -> DetectionDataset:
     config = yolo_set(root, {f"{n:02d}": ROW * (n % 3 > 0) for n in range(count)})
-    defaults: dict[str, object] = {"hyp": HYP, "augment": True}
+    defaults: dict[str, object] = {"augment": RECIPE}
     return DetectionDataset(config, "train", 32, **(defaults | options))  # type: ignore[arg-type]
 
 
@@ -51,7 +51,7 @@ def test_an_epoch_is_a_permutation_that_changes_with_epoch_and_seed(tmp_path: Pa
 
 
 def test_batch_layout(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path, 3, augment=False)
+    dataset = _dataset(tmp_path, 3, augment=None)
     (batch,) = _loader(dataset, shuffle=False).epoch(0)
     assert batch.images.shape == (3, 3, 32, 32) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def test_a_filled_up_image_is_drawn_anew(tmp_path: Path) -> None:
 
 
 def test_evaluation_deals_every_image_once(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path, 11, augment=False, hyp=None)
+    dataset = _dataset(tmp_path, 11, augment=None)
     shares = [
         _indices(list(_loader(dataset, shuffle=False, batch_size=2, rank=rank, world_size=4).epoch(0)))
         for rank in range(4)
@@ -115,7 +115,7 @@ def test_evaluation_deals_every_image_once(tmp_path: Path) -> None:
 
 def test_evaluation_deals_each_rect_group(tmp_path: Path) -> None:
     """Groups formed anew for each number of ranks would give an image another shape, and other detections."""
-    dataset = _dataset(tmp_path, 11, augment=False, hyp=None, rect=True, batch_size=5)
+    dataset = _dataset(tmp_path, 11, augment=None, rect=True, batch_size=5)
     alone = _indices(list(_loader(dataset, shuffle=False, batch_size=5).epoch(0)))
     ranks = [_loader(dataset, shuffle=False, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
     first, second = (_indices(list(loader.epoch(0))) for loader in ranks)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sp_yolo.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from sp_yolo.engine.rundir import RESULT_COLUMNS, RunDir
 from sp_yolo.errors import StorageError, UserError
+from sp_yolo.runtime.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from sp_yolo.runtime.folder import RESULT_COLUMNS, RunDir
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from sp_yolo.engine import build
-from sp_yolo.engine.distributed import World, join_world
+from sp_yolo.engine import splits
 from sp_yolo.errors import UserError
+from sp_yolo.runtime.distributed import World, join_world
 
 # Page faults of taking and freeing 40 MB twenty times; the first five do not count.
 FAULTS = """
 import resource, sys, torch
-from sp_yolo.engine.device import keep_freed_memory
+from sp_yolo.runtime.device import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for turn in range(25):
@@ -46,18 +46,18 @@ def test_loader_processes_beside_training_threads(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert build.loader_processes(8, 16, CPU, World(), in_memory) == processes
-    assert build.loader_processes(0, 16, CPU, World(), in_memory) == 0
+    assert splits.loader_processes(8, 16, CPU, World(), in_memory) == processes
+    assert splits.loader_processes(0, 16, CPU, World(), in_memory) == 0
 
 
 def test_loader_processes_of_gpus_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 32)
     world = World(rank=9, local_rank=1, size=64, local_size=8)
-    assert build.loader_processes(8, 16, GPU, world, True) == 4
-    assert build.loader_processes(8, 2, GPU, world, True) == 2
-    assert build.loader_processes(8, 16, GPU, World(), False) == 8
+    assert splits.loader_processes(8, 16, GPU, world, True) == 4
+    assert splits.loader_processes(8, 2, GPU, world, True) == 2
+    assert splits.loader_processes(8, 16, GPU, World(), False) == 8
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert build.loader_processes(8, 16, GPU, world, False) == 1
+    assert splits.loader_processes(8, 16, GPU, world, False) == 1
 
 
 def test_a_launcher_that_counts_in_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

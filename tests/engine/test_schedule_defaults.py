@@ -2,6 +2,7 @@
 
 import pytest
 
+from sp_yolo.config import Recipe
 from sp_yolo.engine.schedule import Schedule, fit_to_run
 
 AUTO = {"nominal_batch": "auto", "warmup_epochs": 3.0, "weight_decay": 5e-4, "ema_decay": "auto", "ema_ramp": "auto"}
@@ -50,19 +51,19 @@ def test_momentum_and_accumulation_ramp_up() -> None:
     ],
 )
 def test_settings_fit_the_run(epochs: int, batches: int, batch: int, nominal: int, warmup: int) -> None:
-    length = fit_to_run(AUTO, epochs=epochs, batches_per_epoch=batches, batch_size=batch, compat=False)
+    length = fit_to_run(Recipe.of(AUTO), epochs=epochs, batches_per_epoch=batches, batch_size=batch, compat=False)
     assert (length.nominal_batch, length.warmup) == (nominal, warmup)
     assert length.weight_decay == pytest.approx(5e-4)
     assert 0 <= length.ema_decay <= 0.9999 and 1 <= length.ema_ramp <= 2000
 
 
 def test_long_runs_get_the_originals_ema_and_given_values_win() -> None:
-    long = fit_to_run(AUTO, epochs=300, batches_per_epoch=7393, batch_size=16, compat=False)
+    long = fit_to_run(Recipe.of(AUTO), epochs=300, batches_per_epoch=7393, batch_size=16, compat=False)
     assert (long.ema_decay, long.ema_ramp, long.average_buffers) == (0.9999, 2000, True)
     given = {**AUTO, "nominal_batch": 32, "ema_decay": 0.5, "ema_ramp": 7.0, "warmup_epochs": 0.0}
-    length = fit_to_run(given, epochs=30, batches_per_epoch=13, batch_size=24, compat=False)
+    length = fit_to_run(Recipe.of(given), epochs=30, batches_per_epoch=13, batch_size=24, compat=False)
     assert (length.nominal_batch, length.ema_decay, length.ema_ramp, length.warmup) == (32, 0.5, 7.0, 0)
     assert length.weight_decay == pytest.approx(5e-4 * 24 / 32)
     run = {"batches_per_epoch": 13, "batch_size": 16}
     for epochs, compat, averaged in ((23, False, False), (24, False, True), (1, True, True)):  # 299 and 312 steps
-        assert fit_to_run(AUTO, epochs=epochs, **run, compat=compat).average_buffers is averaged
+        assert fit_to_run(Recipe.of(AUTO), epochs=epochs, **run, compat=compat).average_buffers is averaged

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
+from sp_yolo.cli import run_command
 from sp_yolo.errors import StorageError, UserError
-from sp_yolo.eval import command
 
 FOLDER = Path(__file__).parent / "oracle" / "voc100_multiclass"
 FILES = (str(FOLDER / "gt.json"), str(FOLDER / "dt.json"))
 
 
 def call(*arguments: str) -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
+    return run_command("eval", arguments)
 
 
 def test_coco(capsys: pytest.CaptureFixture[str]) -> None:

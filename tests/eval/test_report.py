@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from sp_yolo.errors import EnvironmentFault, StorageError
-from sp_yolo.eval import boxes_of_targets, coco_evaluate, draw_mosaic, per_class_table, write_report
-from sp_yolo.eval.pictures import class_color
-from sp_yolo.eval.plots import draw_curves, draw_history
+from sp_yolo.eval import coco_evaluate
+from sp_yolo.report import boxes_of_targets, draw_mosaic, per_class_table, write_report
+from sp_yolo.report.pictures import class_color
+from sp_yolo.report.plots import draw_curves, draw_history
 
 NAMES = ["cat", "<b>dog</b>", "unseen"]
 

@@ -16,14 +16,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sp_yolo.config import HYP_RULES, load_dataset_config, load_hyp, parse_assignments, read_yaml
+from sp_yolo.config import HYP_RULES, load_dataset_config, load_recipe, parse_assignments, read_yaml
 from sp_yolo.data.labels import LabelFile, read_yolo, survey_rows
 from sp_yolo.data.labels_coco import coco_labels, read_coco
 from sp_yolo.data.labels_voc import read_voc
-from sp_yolo.engine.checkpoint import load_checkpoint, save_checkpoint
 from sp_yolo.engine.state import check_resumable
 from sp_yolo.errors import SPYoloError
 from sp_yolo.models import read_checkpoint
+from sp_yolo.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 
 def check_labels(found: LabelFile) -> None:
@@ -226,10 +226,10 @@ CONFIG = st.one_of(YAML_LINES, TREES, st.text()).map(lambda text: text.encode("u
 
 def check_config(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for read in (read_yaml, load_hyp, load_dataset_config):
+    for read in (read_yaml, load_recipe, load_dataset_config):
         with_own_errors(lambda: read(path))  # noqa: B023 - called at once
     text = data.decode("utf-8", "replace")
-    with_own_errors(lambda: load_hyp("sp.tiny.yaml", parse_assignments([f"lr0={text}", *text.split("\n")])))
+    with_own_errors(lambda: load_recipe("sp.yaml", parse_assignments([f"lr0={text}", *text.split("\n")])))
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoint

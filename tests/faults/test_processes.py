@@ -108,7 +108,7 @@ def hang_in_save() -> None:
         Path("hanging").touch()
         time.sleep(600)
 
-    from sp_yolo.engine import checkpoint
+    from sp_yolo.runtime import checkpoint
 
     save, saves = checkpoint.torch.save, []
 

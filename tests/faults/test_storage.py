@@ -14,8 +14,8 @@ from fault_runs import CHECKOUT, Runs, fork_server, one_error
 
 from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset, ensure_toy_dataset
-from sp_yolo.engine.checkpoint import load_checkpoint, save_checkpoint
 from sp_yolo.errors import StorageError
+from sp_yolo.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 
 def limit_files_to(size: int) -> None:

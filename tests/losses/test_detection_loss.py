@@ -12,6 +12,7 @@ from loss_settings import HYP, Setting
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sp_yolo.config import LossRecipe
 from sp_yolo.losses import DetectionLoss, LossParts, assign, detection, scale_gains
 
 VARIANTS = {
@@ -66,8 +67,8 @@ def test_equals_the_plain_reference_on_random_batches(seed: int) -> None:
 
 
 def test_gains_by_hand() -> None:
-    assert scale_gains({"box": 0.05, "obj": 0.7, "cls": 0.3}, 3, 80, 640) == pytest.approx((0.05, 0.7, 0.3))
-    assert scale_gains({"box": 0.05, "obj": 0.7, "cls": 0.3}, 4, 20, 1280) == pytest.approx((0.0375, 2.1, 0.05625))
+    assert scale_gains(LossRecipe(box=0.05, obj=0.7, cls=0.3), 3, 80, 640) == pytest.approx((0.05, 0.7, 0.3))
+    assert scale_gains(LossRecipe(box=0.05, obj=0.7, cls=0.3), 4, 20, 1280) == pytest.approx((0.0375, 2.1, 0.05625))
 
 
 def test_loss_of_a_batch_without_targets_by_hand() -> None:

@@ -15,9 +15,9 @@ import yaml
 from mini_network import MINI
 from torch import Tensor, nn
 
-from sp_yolo.engine.checkpoint import load_checkpoint, save_checkpoint
 from sp_yolo.errors import StorageError, UserError
 from sp_yolo.models import DetectionModel, build_model, description, follow_names, load_weights, model_from_weights
+from sp_yolo.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 PACKAGE = Path(__file__).resolve().parents[2] / "sp_yolo"
 WEB_PAGE = b"\xef\xbb\xbf\r\n<!DOCTYPE html><html><body>404</body></html>"

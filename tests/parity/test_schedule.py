@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sp_yolo.config import Recipe
 from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.schedule import Schedule, fit_to_run
 
@@ -17,7 +18,7 @@ ORACLE = Path(__file__).parent / "oracle"
 def test_compat_schedule_equals_the_original(kind: str) -> None:
     oracle = np.load(ORACLE / "schedule.npz")
     hyp = {"nominal_batch": "auto", "warmup_epochs": 3.0, "weight_decay": 5e-4, "ema_decay": "auto", "ema_ramp": "auto"}
-    length = fit_to_run(hyp, epochs=13, batches_per_epoch=100, batch_size=4, compat=True)
+    length = fit_to_run(Recipe.of(hyp), epochs=13, batches_per_epoch=100, batch_size=4, compat=True)
     assert (length.nominal_batch, length.warmup, length.weight_decay) == (64, 1000, 5e-4)
     schedule = Schedule(13, 100, 4, 64, length.warmup, 0.1, 0.937, 0.8, 0.1, linear=kind == "lin", compat=True)
     updates = 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle_fill import fill_weights
 
-from sp_yolo.config import HYP_RULES
+from sp_yolo.config import OptimizerRecipe
 from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.optimizer import build_optimizer
 from sp_yolo.losses import DetectionLoss
@@ -26,9 +26,8 @@ def trained() -> dict:
     # The gains of the oracle are already scaled by classes and image size; ours scales inside.
     hyp = {**given, "cls": given["cls"] / (4 / 80), "obj": given["obj"] / (64 / 640) ** 2}
     loss_function = DetectionLoss(model, hyp, 64, "ota")
-    defaults = {key: rule.default for key, rule in HYP_RULES.items()}
     momentum, decay = float(oracle["momentum"]), float(oracle["weight_decay"])
-    optimizer = build_optimizer("sgd", model, {**defaults, "momentum": momentum}, weight_decay=decay, total_steps=3)
+    optimizer = build_optimizer("sgd", model, OptimizerRecipe(momentum=momentum), weight_decay=decay, total_steps=3)
     other, weights, biases = oracle["lr_groups_other_weights_biases"]
     for group in optimizer.param_groups:
         group["lr"] = {"backbone": weights, "head": weights, "bias": biases, "norm": other}[group["name"]]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from sp_yolo.classify import build_classifier, fit, load_classify_config, make_splits, open_source
+from sp_yolo.config import OptimizerRecipe
+from sp_yolo.experiments.classify import build_classifier, fit, load_classify_config, make_splits, open_source
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -28,7 +29,7 @@ def test_the_fisher_form_prunes_what_sp_prunes(script: Any) -> None:
     splits = make_splits(open_source("toy", image_size=24), samples=200)
     found = {}
 
-    def make(model: nn.Module, hyp: dict[str, Any], steps: int, form: str) -> Any:
+    def make(model: nn.Module, recipe: OptimizerRecipe, steps: int, form: str) -> Any:
         groups = saliency.build_param_groups(model, weight_decay=5e-4, sigma_backbone=0.9, sigma_head=0.9)
         return saliency.WeighedSP(groups, form, lr=0.1, total_steps=steps, metric="none", decoupled=False)
 

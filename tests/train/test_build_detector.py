@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sp_yolo.config import load_config, load_dataset_config
-from sp_yolo.engine.build import build_detector
+from sp_yolo.engine.model import build_detector
 from sp_yolo.models import build_model, description
 
 
@@ -15,7 +15,7 @@ def said(folder: Path, toy_yaml: Path, stored: str, **settings: str) -> str:
     torch.save({**description(model), "model": model.state_dict()}, folder / "weights.pt")
     lines: list[str] = []
     config = load_config(data=str(toy_yaml), weights=str(folder / "weights.pt"), **settings)
-    built, _, _ = build_detector(config, load_dataset_config(str(toy_yaml)), lines.append)
+    built, _ = build_detector(config, config, load_dataset_config(str(toy_yaml)), single_class=False, say=lines.append)
     assert built.training and built.num_classes == 6
     return "\n".join(lines)
 

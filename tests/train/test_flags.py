@@ -93,10 +93,10 @@ def test_patience_counts_validated_epochs_and_its_stop_is_saved(run: Run) -> Non
     [
         (["--freeze", "8"], "--freeze 8: nothing is left to train"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (["--img", "64", "0"], "--img-size [64, 0]: must be at least 1"),
+        (["--img", "64", "0"], "--img-size 64 0: must lie in [1, 8192]"),
         (["--set", "root=5"], "dataset root '5' is no folder"),
         (["--set", "lr0=2020-13-45"], "lr0 = '2020-13-45': must be a number"),
-        (["--optimizer", "SparseAdam"], "--optimizer SparseAdam"),
+        (["--optimizer", "SparseAdam"], "--optimizer sparseadam: not sp,"),
         (["--adam", "--optimizer", "sgd"], "give one of the two"),
         (["--evolve", "0"], "--evolve 0: must be at least 1"),
     ],
@@ -111,12 +111,12 @@ def test_recipe_by_size_anchors_and_momentum(toy_yaml: Path, mini_cfg: str, tmp_
     shape = {"data": str(toy_yaml), "cfg": mini_cfg, "img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0}
     options = {**shape, "device": "cpu", "quiet": True, "project": str(tmp_path)}
     trainer = Trainer(load_config(**options, overrides={"anchors": 4}, optimizer="SGD"))
-    assert trainer.hyp_path.endswith("sgd.tiny.yaml") and trainer.config.optimizer == "sgd"
-    assert trainer.model.head.anchors.shape == (3, 4, 2)
-    assert float(trainer.model.head.anchor_grid.min()) > 2  # fitted, not placeholders
+    assert trainer.run.recipe_path.endswith("sgd.yaml") and trainer.options.optimizer == "sgd"
+    assert trainer.run.model.head.anchors.shape == (3, 4, 2)
+    assert float(trainer.run.model.head.anchor_grid.min()) > 2  # fitted, not placeholders
     other = Trainer(load_config(**options, optimizer="RMSprop", noautoanchor=True))
     other.fit()
-    assert {group["momentum"] for group in other.state.optimizer.param_groups} == {0}
+    assert {group["momentum"] for group in other.run.state.optimizer.param_groups} == {0}
 
 
 def test_image_weights_without_anything_to_prefer_are_equal() -> None:
@@ -156,7 +156,7 @@ def test_weights_of_a_run_start_another_with_other_classes(run: Run) -> None:
     best = run.folder / "runs/train/six/weights/best.pt"
     data = changed_yaml(run.data, run.folder, names=[*yaml.safe_load(run.data.read_text())["names"], "hexagon"])
     out = run("--cfg", "", "--weights", str(best), "--name", "seven", data=data)
-    assert "6 classes and the model 7" in out and "sp.tiny.yaml" in out
+    assert "6 classes and the model 7" in out and "sp.yaml" in out
     seven = str(run.folder / "runs/train/seven/weights/best.pt")
     assert main(["val", "--weights", seven, "--data", str(run.data), "--workers", "0"]) == 2
     assert "7 classes, but" in run.capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_the_originals_own_metric_stands_below_ours(
         measured.append(yolov7_evaluate(truth, [r for r in found if r not in last.values()], v5_metric=v5_metric))
         return measured[-1]
 
-    monkeypatch.setattr("sp_yolo.val.yolov7_evaluate", incomplete)
+    monkeypatch.setattr("sp_yolo.commands.val.yolov7_evaluate", incomplete)
     flags = ["--weights", str(trained / "weights" / "best.pt"), "--workers", "0", "--save-hybrid"]
     figures = []
     for more in ([], ["--v5-metric"]):

@@ -6,7 +6,6 @@ BatchNorm uses (and keeps) its initial running statistics: in training each proc
 own share, which is a different computation by design (docs/speed.md).
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,11 +16,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sp_yolo.config import load_config, parse_assignments
+from sp_yolo.cli import options_of
 from sp_yolo.engine import Trainer
-from sp_yolo.engine.distributed import average
 from sp_yolo.engine.progress import RunningLoss
-from sp_yolo.train import add_arguments
+from sp_yolo.runtime.distributed import average
 
 
 def frozen(module: torch.nn.BatchNorm2d, mode: bool = True) -> torch.nn.Module:
@@ -30,11 +28,7 @@ def frozen(module: torch.nn.BatchNorm2d, mode: bool = True) -> torch.nn.Module:
 
 def main() -> None:
     torch.nn.BatchNorm2d.train = frozen  # type: ignore[method-assign]
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = vars(parser.parse_args(sys.argv[2:]))
-    options["overrides"] = parse_assignments(options.pop("assignments", ()))
-    trainer = Trainer(load_config(**options))
+    trainer = Trainer(*options_of("train", sys.argv[2:])[:1])
     losses: list[list[float]] = []
     add = RunningLoss.add
     exchanges = 0
@@ -50,16 +44,16 @@ def main() -> None:
 
     RunningLoss.add = note  # type: ignore[method-assign]
     if trainer.world.size > 1:
-        trainer.network.register_comm_hook(None, reduce)  # type: ignore[operator]
+        trainer.run.network.register_comm_hook(None, reduce)  # type: ignore[operator]
     trainer._validate(draw=False)  # of the initial weights, the same to the bit for any number of processes
-    detections = trainer.evaluator.detections()
+    detections = trainer.run.val.evaluator.detections()
     trainer.fit()
     if trainer.world.main:
         content = {
             "losses": losses,
-            "weights": trainer.model.state_dict(),
+            "weights": trainer.run.model.state_dict(),
             "detections": detections,
-            "records": trainer.state.progress.records,
+            "records": trainer.run.state.progress.records,
             "exchanges": exchanges,
         }
         torch.save(content, sys.argv[1])

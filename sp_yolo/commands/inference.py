@@ -1,0 +1,67 @@
+"""What `val` and `predict` have in common: options, and detections as lines of label files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sp_yolo.boxes import xyxy_to_cxcywh
+from sp_yolo.config import REQUIRED, Rule, option
+from sp_yolo.errors import UserError
+
+SHARE = Rule(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """Model and detections."""
+
+    weights: tuple[str, ...] = option(REQUIRED, "checkpoint: ours, the original's .pt, safetensors", metavar="FILE")
+    img_size: int | None = option(
+        None,
+        "px (default: the training's test size, or 640)",
+        "--img-size",
+        "--img",
+        "--imgsz",
+        rule=Rule(1, 8192),
+    )
+    conf_thres: float = option(0.25, "least confidence of a detection", "--conf-thres", "--conf", rule=SHARE)
+    iou_thres: float | None = option(None, "of NMS (default: as the training)", "--iou-thres", "--iou", rule=SHARE)
+    device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)")
+    augment: bool = option(False, "test-time augmentation: three scales, one mirrored")
+    no_trace: bool = option(False, "accepted; nothing is traced here")
+
+    @property
+    def checkpoint(self) -> str:
+        """The one file given.
+
+        Raises:
+            UserError: several, as the original takes them.
+        """
+        if len(self.weights) > 1:
+            words = "ensembles of several models are not supported here, give one file"
+            raise UserError(f"--weights {' '.join(self.weights)}: {words}")
+        return self.weights[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Results."""
+
+    project: str = option("runs", "folder of run directories")
+    name: str = option("exp", "run directory")
+    exist_ok: bool = option(False, "write into an existing run directory")
+    save_txt: bool = option(False, "labels/*.txt: class cx cy w h, normalised")
+    save_conf: bool = option(False, "confidence as the last column of the txt files")
+
+
+def yolo_lines(rows: torch.Tensor, original_hw: tuple[int, int], with_confidence: bool) -> str:
+    """Detections [k, 6] (xyxy in original px, score, class) as lines of a YOLO label file, best detection last."""
+    height, width = original_hw
+    boxes = xyxy_to_cxcywh(rows[:, :4]) / torch.tensor([width, height, width, height])
+    lines = []
+    for box, (score, label) in zip(boxes.tolist(), rows[:, 4:].tolist(), strict=True):
+        values = [*box, score] if with_confidence else box
+        lines.append(" ".join([f"{int(label)}", *(f"{value:g}" for value in values)]) + "\n")
+    return "".join(reversed(lines))

@@ -1,0 +1,204 @@
+"""`sp-yolo predict`: detect on images, folders, globs, videos, streams and webcams (the original's detect.py)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from sp_yolo.commands.inference import SHARE, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.config import REQUIRED, Rule, option
+from sp_yolo.data.images import ImageFault, read_image
+from sp_yolo.data.sources import find_sources
+from sp_yolo.detector import Detector
+from sp_yolo.errors import EnvironmentFault, StorageError, UserError
+from sp_yolo.runtime.device import select_compute
+from sp_yolo.runtime.folder import RunDir
+
+EXAMPLES = """
+  {prog} --weights best.pt --source photos/
+  {prog} --weights best.pt --source video.mp4 --conf 0.4
+  {prog} --weights best.pt --source 0 --view-img --nosave
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(InferenceOptions, OutputOptions):
+    """Detecting."""
+
+    img_size: int = option(640, "px", "--img-size", "--img", "--imgsz", rule=Rule(1, 8192))
+    iou_thres: float = option(0.45, "of NMS", "--iou-thres", "--iou", rule=SHARE)
+    project: str = option("runs/detect", "folder of run directories")
+    source: tuple[str, ...] = option(
+        REQUIRED, "images, folders, globs, videos, stream URLs, webcam numbers, or a .txt that lists such"
+    )
+    view_img: bool = option(False, "show each image in a window (needs a desktop OpenCV)")
+    save_json: bool = option(False, "detections.json: boxes in original pixels")
+    nosave: bool = option(False, "write no pictures")
+    classes: tuple[int, ...] | None = option(None, "only these classes")
+    agnostic_nms: bool = option(False, "a box suppresses those of other classes too")
+
+
+OPTIONS = (PredictOptions,)
+
+
+def frames(source: str) -> Iterator[tuple[np.ndarray, float]]:
+    """(BGR frame, frames per second) of a video file, stream or webcam.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    if not capture.isOpened():
+        raise UserError(f"--source {source}: cannot be opened as a video, stream or webcam")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    rate = rate if 0 < rate < 1000 else 25.0
+    try:
+        while True:
+            read, frame = capture.read()
+            if not read:
+                return
+            yield frame, rate
+    finally:
+        capture.release()
+
+
+class _Output:
+    """What is kept of the detections: pictures, videos, txt files, one JSON, and one printed line per image."""
+
+    def __init__(self, options: PredictOptions, detector: Detector) -> None:
+        self.options, self.detector = options, detector
+        self.folder = RunDir.create(options.project, options.name, options.exist_ok)
+        self.records: list[dict[str, Any]] = []
+        self.stems: set[str] = set()
+        self.video: cv2.VideoWriter | None = None
+
+    def free_stem(self, stem: str) -> str:
+        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
+        number, free = 1, stem
+        while free in self.stems:
+            number += 1
+            free = f"{stem}_{number}"
+        self.stems.add(free)
+        return free
+
+    def add(self, title: str, stem: str, image: np.ndarray, rows: torch.Tensor, seconds: float) -> np.ndarray:
+        """Record one image or frame, print its line; returns the drawing."""
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        print(f"{title}: {size}, {self.detector.describe(rows)}, {1000 * seconds:.1f} ms", flush=True)
+        if self.options.save_txt:
+            lines = yolo_lines(rows, (image.shape[0], image.shape[1]), self.options.save_conf)
+            (self.folder.path / "labels").mkdir(exist_ok=True)
+            self.folder.write(f"labels/{stem}.txt", lines)
+        found = [
+            {"class": int(label), "name": self.detector.names[int(label)], "score": score, "box_xyxy": box}
+            for *box, score, label in rows.tolist()
+        ]
+        self.records.append({"image": title, "detections": found})
+        drawing = self.detector.draw(image, rows)
+        if self.options.view_img:
+            _show(drawing)
+        return drawing
+
+    def picture(self, name: str, drawing: np.ndarray) -> None:
+        """Write a drawing in the format of its name; as JPEG where OpenCV only reads that or the name says nothing."""
+        if self.options.nosave:
+            return
+        path = self.folder.path / name
+        content = _encoded(path.suffix, drawing)
+        if content is None:
+            path, content = path.with_suffix(".jpg"), _encoded(".jpg", drawing)
+        if content is None:
+            raise StorageError(f"{path}: picture cannot be written")
+        self.folder.write(path.name, content)  # cv2.imwrite takes no path with odd letters on Windows
+
+    def frame(self, name: str, drawing: np.ndarray, rate: float) -> None:
+        if self.options.nosave:
+            return
+        if self.video is None:
+            size = (drawing.shape[1], drawing.shape[0])
+            path = self.folder.path / name
+            self.video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            if not self.video.isOpened():
+                raise StorageError(f"{path}: video cannot be written")
+        self.video.write(drawing)
+
+    def end_video(self) -> None:
+        if self.video is not None:
+            self.video.release()
+            self.video = None
+
+    def close(self) -> None:
+        if self.options.save_json:
+            self.folder.write("detections.json", json.dumps(self.records))
+        print(f"results in {self.folder.path}")
+
+
+def _encoded(suffix: str, drawing: np.ndarray) -> bytes | None:
+    try:
+        written, content = cv2.imencode(suffix, drawing)
+    except cv2.error:
+        return None
+    return content.tobytes() if written else None
+
+
+def _show(drawing: np.ndarray) -> None:
+    try:
+        cv2.imshow("sp-yolo", drawing)
+        cv2.waitKey(1)
+    except cv2.error:
+        raise EnvironmentFault("--view-img: this OpenCV has no windows (pip install opencv-python)") from None
+
+
+def run(options: PredictOptions) -> int:
+    """Detect on every source; returns the exit code.
+
+    Raises:
+        UserError: the source or a flag is wrong. StorageError: a result cannot be written.
+    """
+    compute = select_compute(options.device, "auto")
+    images, videos = find_sources(options.source)
+    detector = Detector(
+        options.checkpoint,
+        compute,
+        image_size=options.img_size,
+        conf_thres=options.conf_thres,
+        iou_thres=options.iou_thres,
+        classes=options.classes,
+        agnostic=options.agnostic_nms,
+        augment=options.augment,
+    )
+    output = _Output(options, detector)
+    try:
+        for path in images:
+            try:
+                image = read_image(path)
+            except ImageFault as fault:
+                print(f"{path}: skipped: {fault}")
+                continue
+            rows, seconds = _timed(detector, image)
+            stem = output.free_stem(path.stem)
+            output.picture(f"{stem}{path.suffix}", output.add(str(path), stem, image, rows, seconds))
+        for source in videos:
+            stem = output.free_stem(f"webcam{source}" if source.isdecimal() else Path(source.split("://")[-1]).stem)
+            for number, (image, rate) in enumerate(frames(source)):
+                rows, seconds = _timed(detector, image)
+                drawing = output.add(f"{source} frame {number}", f"{stem}_{number}", image, rows, seconds)
+                output.frame(f"{stem}.mp4", drawing, rate)
+            output.end_video()
+    finally:
+        output.end_video()
+        output.close()
+    return 0
+
+
+def _timed(detector: Detector, image: np.ndarray) -> tuple[torch.Tensor, float]:
+    started = time.perf_counter()
+    return detector(image), time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Many runs: comparisons of optimizers, classification, searches for hyperparameters."""
