@@ -80,7 +80,9 @@ def _dataset_names(source: YamlDict) -> tuple[str, ...]:
 
 
 def _numbered(names: dict[Any, Any], where: str) -> list[Any]:
-    """The values of {0: a, 1: b} or {'0': a, '1': b} in order."""
+    """The values of {0: a, 1: b} or {'0': a, '1': b} in order; the keys of {a: 0, b: 1}."""
+    if all(type(number) is int and not str(name).isdecimal() for name, number in names.items()):
+        names = {number: name for name, number in names.items()}
     numbers = {int(key) if isinstance(key, str) and key.strip().isdecimal() else key: key for key in names}
     if set(numbers) == set(range(1, len(names) + 1)):
         raise UserError(f"{where}: names are numbered 1..{len(names)}, but class ids count from 0: number them from 0")
@@ -114,7 +116,14 @@ def read_names(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
 
 
-def _dataset_root(source: YamlDict, override: str | None) -> tuple[Path, bool]:
+def _lies_below(home: Path, source: YamlDict) -> bool:
+    """Whether the training and validation entries are found in the folder of the YAML, whose ``path`` is elsewhere."""
+    entries = [entry for split in ("train", "val") for entry in _as_list(source.get(split)) if entry]
+    words = [entry for entry in entries if isinstance(entry, str) and Path(entry).parts]
+    return bool(words) and len(words) == len(entries) and all(find_place(word, "", [home]) for word in words)
+
+
+def _dataset_root(source: YamlDict, override: str | None, notes: list[str]) -> tuple[Path, bool]:
     """(the folder that relative entries start from, whether anybody named one)."""
     variable = f"{source.path.stem.upper().replace('-', '_')}_ROOT"
     given = override or os.environ.get(variable)
@@ -127,12 +136,16 @@ def _dataset_root(source: YamlDict, override: str | None) -> tuple[Path, bool]:
             raise UserError(f"{source.where('root')}: root must be a path, not {text!r}")
         where = source.where("root" if "root" in source else "path")
         root = as_path(text, where)
-        if not root.is_absolute() and not root.exists():
-            # The original reads paths from the working directory; a checkout elsewhere is the second guess.
-            text, home = text.replace("\\", "/"), source.path.resolve().parent
-            beside = [base / text for base in (CHECKOUT, home, Path.cwd())]
+        home = source.path.resolve().parent
+        if not root.is_absolute() and ("root" in source or "path" in source):
+            # Exporters mean the YAML's folder, the original the working directory, our own YAMLs the checkout.
+            text = text.replace("\\", "/")
+            beside = [base / text for base in (home, Path.cwd(), CHECKOUT)]
             beside += [home.parent / text] if Path(text).parts[:1] == (home.name,) else []
             root = next((candidate for candidate in beside if candidate.exists()), root)
+        if not root.is_dir() and _lies_below(home, source):
+            notes.append(f"{where}: {str(root)!r} is no folder here, its entries are those below {home}")
+            root = home
     if not root.is_dir() and "generate" not in source:
         raise UserError(f"{where}: dataset root {str(root)!r} is no folder (set root: in the YAML or {variable})")
     return root.resolve(), bool(given) or "root" in source or "path" in source
@@ -162,9 +175,11 @@ def _split_entries(
             resolved.append(str(home / entry) if home else entry)
         elif "generate" in source:
             resolved.append(str(bases[0] / entry))
+        elif split == "test":  # Roboflow names one whether there is one or not, and training has no need of it
+            notes.append(f"{where}: test left out: no such file or folder: {missing_words(entry, bases)}")
         else:
             raise UserError(f"{where}: {split}: no such file or folder: {missing_words(entry, bases)}")
-    return tuple(resolved)
+    return tuple(resolved) or None
 
 
 def _names_own_folder(source: YamlDict) -> bool:
@@ -235,7 +250,7 @@ def load_dataset_config(path: str | os.PathLike[str], root: str | None = None) -
         raise UserError(f"{source.where('format')}: format = {kind!r}: must be auto, yolo, coco or voc")
     if source.get("generate") not in (None, "toy"):
         raise UserError(f"{source.where('generate')}: generate = {source['generate']!r}: only 'toy' is known")
-    base, given = _dataset_root(source, root)
+    base, given = _dataset_root(source, root, notes)
     beside = source.path.resolve().parent
     bases = list(dict.fromkeys([base, beside, Path.cwd()] if given else [beside, base]))
     bases += [beside.parent] if _names_own_folder(source) else []

@@ -2,7 +2,7 @@
 
 from sp_yolo.data.augment import Sample
 from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
-from sp_yolo.data.folder import describe_folder
+from sp_yolo.data.folder import describe_folder, refuse_no_description
 from sp_yolo.data.loader import Batch, Loader, build_loader, collate
 from sp_yolo.data.toy import ensure_toy_dataset
 
@@ -17,4 +17,5 @@ __all__ = [
     "collate",
     "describe_folder",
     "ensure_toy_dataset",
+    "refuse_no_description",
 ]

@@ -132,7 +132,8 @@ def _list_voc(config: DatasetConfig, entry: str, found: Candidates) -> None:
     for _, name in read_voc_list(listed):
         stem = os.path.splitext(name)[0] if name not in present and is_image_name(name) else name
         picture = images / (present.get(stem) or f"{stem}.jpg")
-        found.images.append(Candidate(str(picture), stem, str(annotations / f"{stem}.xml"), listed))
+        annotation = found.finder.in_folder(str(annotations), stem, ".xml") or f"{stem}.xml"
+        found.images.append(Candidate(str(picture), stem, str(annotations / annotation), listed))
 
 
 def _coco_file(entry: str) -> str:
@@ -161,11 +162,12 @@ def _list_coco(config: DatasetConfig, split: str, entry: str, any_class: bool, f
     once = {base for base, count in Counter(map(os.path.basename, names)).items() if count == 1}
     for image in document.images:
         path = os.path.normpath(folder / image.file_name)
-        if not Path(path).is_relative_to(os.path.normpath(folder)):
-            raise UserError(f"{entry}: file_name {image.file_name!r} leads out of the image folder {folder}")
+        inside = Path(path).is_relative_to(os.path.normpath(folder))
         flat = os.path.basename(path)
-        if flat in once and not os.path.lexists(path) and os.path.isfile(folder / flat):
+        if flat in once and not (inside and os.path.lexists(path)) and os.path.isfile(folder / flat):
             path = str(folder / flat)  # the exporter's folders are not there
+        elif not inside:
+            raise UserError(f"{entry}: file_name {image.file_name!r} leads out of the image folder {folder}")
         found.images.append(Candidate(path, image.image_id, image, document.path))
 
 

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from sp_yolo.data.cache import free_memory
-from sp_yolo.data.labels import CROWD, MOST_OBJECTS, LabelFile, Segments, empty_labels, shorten, too_many
+from sp_yolo.data.labels import (
+    CROWD,
+    FAR_OUTSIDE,
+    MOST_OBJECTS,
+    LabelFile,
+    Segments,
+    empty_labels,
+    far_outside,
+    shorten,
+    too_many,
+)
+from sp_yolo.data.rows import ROUNDING
 from sp_yolo.errors import EnvironmentFault, UserError
 
 MOST_ANNOTATIONS = 20_000_000  # of one file; Objects365 has 10 million
@@ -170,6 +181,12 @@ def _fill(result: LabelFile, path: Any, image: CocoImage, width: int, height: in
             faults[place] = ("duplicate", "the same box stands above")
     for place in sorted(faults):
         result.problems.add(f"{path}: annotations[{rows[place]}]", *faults[place])
+    out = (np.maximum(-first, last - size) > ROUNDING * size).any(1) & ~bad
+    for place in np.flatnonzero(out).tolist():
+        words = far_outside([*first[place], *last[place]], int(size[0]), int(size[1]))
+        corners = (box[place, 2:] > box[place, :2]).all() and (box[place, 2:] <= size).all()
+        hint = "; is bbox x1, y1, x2, y2? It has to be x, y, width, height" if corners else ""
+        result.problems.note(f"{path}: annotations[{rows[place]}]", FAR_OUTSIDE, words + hint)
     chosen = list(labels.values())
     if chosen:
         result.labels = values[chosen].astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from sp_yolo.config.text import LABEL_BYTES, NotText, encoding_of, read_text
 from sp_yolo.data.candidates import COCO_NAME, list_candidates
 from sp_yolo.data.files import is_system_name, list_images
 from sp_yolo.data.foreign import find_foreign, foreign_words
+from sp_yolo.data.images import EXTENSIONS, is_image_name
 from sp_yolo.data.labels_coco import read_categories
 from sp_yolo.data.labels_voc import names_in
 from sp_yolo.errors import UserError
 
 _CALLED = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_NAME_FILES = ("classes.txt", "_classes.txt", "obj.names", "classes.names", "class.names", "predefined_classes.txt")
+_NAME_FILES: tuple[str, ...] = ("classes.txt", "_classes.txt", "obj.names", "classes.names", "class.names")
+_NAME_FILES += ("_darknet.labels", "predefined_classes.txt")
 _MAX_CLASSES = 10_000
 
 
@@ -38,6 +41,9 @@ def describe_folder(folder: str | os.PathLike[str]) -> DatasetConfig:
         config = load_dataset_config(yaml)
         return dataclasses.replace(config, notes=(f"{folder}: described by {yaml}", *config.notes))
     entries = {split: entry for split in SPLITS if (entry := _entry_of(root, split))}
+    if not entries and (inner := _only_folder(root)):
+        config = describe_folder(inner)
+        return dataclasses.replace(config, notes=(f"{folder}: all of it lies in {inner}", *config.notes))
     if "train" not in entries:
         if entries:
             raise UserError(f"{folder}: a {next(iter(entries))} split, but nothing called train")
@@ -53,6 +59,33 @@ def describe_folder(folder: str | os.PathLike[str]) -> DatasetConfig:
     if held_out:
         notes.append(f"{folder}: no validation split: one image in ten, by a hash of its name, is held out for it")
     return dataclasses.replace(config, names=tuple(names), notes=tuple(notes))
+
+
+def refuse_no_description(data: str) -> None:
+    """Raises UserError where ``data`` is a file of another kind than a YAML, with what to give instead."""
+    path = Path(data)
+    suffix = path.suffix.lower()
+    where = f"{data}: the data are described by a YAML or by their folder"
+    if not path.is_file() or suffix in (".yaml", ".yml"):
+        return
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
+        raise UserError(f"{where}; this is an archive: unpack it and give the folder")
+    if suffix in (".json", ".txt", ".xml", ".csv", ".data", ".names") or suffix in EXTENSIONS:
+        raise UserError(f"{where}: give {path.parent}, or a YAML with train: and val: (docs/data.md)")
+
+
+def _only_folder(root: Path) -> Path | None:
+    """The one folder in a folder that holds nothing else to look at, as unpacked archives have it."""
+    inner = [entry for entry in root.iterdir() if not is_system_name(entry.name)]
+    folders = [entry for entry in inner if entry.is_dir()]
+    kinds = (".txt", ".xml", ".json", ".csv")
+    others = any(entry.is_file() and (is_image_name(entry) or entry.suffix.lower() in kinds) for entry in inner)
+    return folders[0] if len(folders) == 1 and not others and _looks_like_data(folders[0]) else None
+
+
+def _looks_like_data(folder: Path) -> bool:
+    """Whether a folder is a data set of its own rather than the images of one."""
+    return bool(_yaml_of(folder)) or any(_entry_of(folder, split) for split in SPLITS)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -84,24 +117,31 @@ def _entry_of(root: Path, split: str) -> str | None:
             for file in sorted(holder.glob(f"*{name}*.json")) if holder.is_dir() else []:
                 if file.stem.rpartition("_")[2].rstrip("0123456789") == name and _is_coco(file):
                     return str(file)
-        below_images = [place for top in _folders(root, "images") for place in _folders(top, name)]
-        for place in (*_folders(root, name), *below_images):
+        below_images = [place for top in _folders(root, "images") for place in _folders(top, name, bare=True)]
+        for place in (*_folders(root, name), *_folders(root, name, bare=True), *below_images):
             if (place / COCO_NAME).is_file():
                 return str(place / COCO_NAME)
             inner = next(iter(_folders(place, "images")), place)
             if list_images(inner).images:
                 return str(inner)
-        if (root / f"{name}.txt").is_file():
-            return str(root / f"{name}.txt")
+        for file in sorted(root.glob("*.txt")):
+            if _bare(file.stem) == name and not is_system_name(file.name):
+                return str(file)
     return None
 
 
-def _folders(parent: Path, name: str) -> list[Path]:
-    """Folders right in ``parent`` that are called ``name`` in whatever case."""
+def _folders(parent: Path, name: str, *, bare: bool = False) -> list[Path]:
+    """Folders right in ``parent`` that are called ``name`` in whatever case; ``bare``: train2017, images_train too."""
+    called = _bare if bare else str.lower
     try:
-        return sorted(entry for entry in parent.iterdir() if entry.name.lower() == name and entry.is_dir())
+        return sorted(entry for entry in parent.iterdir() if called(entry.name) == name and entry.is_dir())
     except OSError:
         return []
+
+
+def _bare(name: str) -> str:
+    """The split that a name is about: train of train2017, images_train, Train-Set."""
+    return re.sub(r"images?|imgs?|set|\d+|[\W_]+", "", name.lower())
 
 
 def _whole(root: Path) -> str:
@@ -155,19 +195,20 @@ def _names(config: DatasetConfig, entries: Sequence[str]) -> tuple[list[str], st
     for file in _name_files(config.root, labels):
         if names := read_names(file):
             return names, f"of {os.path.relpath(file, config.root)}"
-    xmls = [label for label in labels if label.suffix == ".xml"]
+    xmls = [label for label in labels if label.suffix.lower() == ".xml"]
     if xmls:
         return names_in(xmls), "of the XML files"
     if not labels:
-        foreign = find_foreign((config.root, config.root / "annotations", *(Path(entry) for entry in entries)))
+        foreign = find_foreign((config.root, *(Path(entry) for entry in entries)))
         raise UserError(f"{config.root}: images without labels{f'; {foreign}' if foreign else ''}")
     return _numbers(labels), "(no file of names: called by number)"
 
 
 def _name_files(root: Path, labels: Sequence[Path]) -> Iterator[Path]:
-    """Files of class names, in the folder, in the folders of the labels and above those."""
+    """Files of class names, in the folder, in the folders of the labels and in the two above those."""
     homes = {label.parent: None for label in labels}
-    places = dict.fromkeys((root, *homes, *(home.parent for home in homes if home != root)))
+    above = [upper for home in homes if home != root for upper in (home.parent, home.parent.parent)]
+    places = dict.fromkeys((root, *homes, *sorted(above, key=lambda place: -len(place.parts))))
     for place in places:
         yield from (place / name for name in _NAME_FILES if (place / name).is_file())
     yield from sorted(root.glob("*.names"))

@@ -11,8 +11,8 @@ import numpy as np
 
 # What pictures are called. Whether one can be read is for the decoder to say, by its content: a kind that it cannot
 # read (HEIC, SVG) is thus named, not passed over.
-_PICTURES = """avif bmp dib dng exr gif hdr heic heif jfif jp2 jpe jpeg jpg jxl mpo pbm pfm pgm pic png pnm ppm psd pxm
-    ras sr svg tif tiff webp"""
+_PICTURES = """arw avif bmp cr2 dib dng exr gif hdr heic heif jfif jp2 jpe jpeg jpg jxl mpo nef pbm pcx pfm pgm pic png
+    pnm ppm psd pxm ras sr svg tga tif tiff webp"""
 # What lies beside pictures and is none: not worth opening to ask the decoder.
 _OTHER_FILES = "cache csv db gz html ini json jsonl log md names npy pt py tar tsv txt xlsx xml yaml yml zip"
 _VIDEOS = "3gp asf avi flv gif m2ts m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
@@ -21,6 +21,9 @@ VIDEO_EXTENSIONS = frozenset(f".{word}" for word in _VIDEOS.split())  # a GIF is
 _OTHERS = frozenset(f".{word}" for word in _OTHER_FILES.split())
 NO_MEMORY = -4  # code of OpenCV's error when an allocation fails
 MIN_SIDE = 10  # px; smaller images are not trained on
+
+_NO_PICTURE = "truncated or not an image"
+_NOT_READ = frozenset({".arw", ".cr2", ".nef", ".pcx", ".tga"})  # nothing in these files says reliably what they are
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
@@ -65,7 +68,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageFault(f"cannot be read: {error.strerror}") from None
     if not data:
         raise ImageFault("empty file (0 bytes)")
-    return _decode(data)
+    try:
+        return _decode(data)
+    except ImageFault as fault:
+        kind = os.path.splitext(path)[1].lower()
+        if fault.reason == _NO_PICTURE and kind in _NOT_READ:
+            raise ImageFault(f"{kind[1:].upper()} is not read by OpenCV: convert it to JPEG or PNG") from None
+        raise
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -113,7 +122,7 @@ def _decode(data: bytes) -> np.ndarray:
             raise MemoryError from None
         raise ImageFault(_foreign(data) or f"cannot be decoded: {error.err}") from None
     if image is None:
-        raise ImageFault(_foreign(data) or "truncated or not an image")
+        raise ImageFault(_foreign(data) or _NO_PICTURE)
     return image if image.dtype == np.uint8 else _to_eight_bits(image)
 
 

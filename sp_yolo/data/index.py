@@ -16,7 +16,7 @@ import numpy as np
 
 from sp_yolo.config import SPLITS, DatasetConfig
 from sp_yolo.data.candidates import Candidate, Candidates, list_candidates
-from sp_yolo.data.foreign import find_foreign
+from sp_yolo.data.foreign import find_foreign, foreign_words
 from sp_yolo.data.images import ImageFault, read_size
 from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, read_yolo, survey_rows
 from sp_yolo.data.labels_coco import CocoImage, coco_labels
@@ -81,7 +81,7 @@ class _Reading:
         annotation = candidate.annotation
         if isinstance(annotation, CocoImage):
             return coco_labels(candidate.source, annotation, size_wh)
-        if annotation.endswith(".xml"):
+        if annotation.lower().endswith(".xml"):
             return read_voc(annotation, self.class_index, size_wh)
         return read_yolo(
             annotation, self.num_classes, compat=self.compat, keypoints=self.keypoints, ambiguous=self.ambiguous
@@ -104,7 +104,7 @@ def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compa
     for problems in found.problems:
         _report(index, problems)
     texts = [one.annotation for one in found.images if isinstance(one.annotation, str)]
-    ambiguous = "polygon" if compat else survey_rows([text for text in texts if text.endswith(".txt")])
+    ambiguous = "polygon" if compat else survey_rows([text for text in texts if text.lower().endswith(".txt")])
     names: Mapping[str, int] = {name: position for position, name in enumerate(config.names)}
     count = 2**31 if any_class else len(config.names)
     reading = _Reading(_OneClass() if any_class else names, count, config.keypoints, ambiguous, compat)
@@ -128,7 +128,7 @@ def scan(config: DatasetConfig, split: str, *, single_class: bool = False, compa
     for reason, count in index.tally.notes.items():
         index.warnings.append(f"{split}: {count} x {reason}, first: {index.tally.examples[reason]}")
     _note_unpaired(config, split, found, kept, index)
-    _require_content(config, split, index, kept)
+    _require_content(config, split, found, index, kept)
     for one, image_id in zip(index.entries, _unique_ids(kept), strict=True):
         one.image_id = image_id
     index.category_ids = [1] if single_class else _complete_ids(found.category_ids, len(config.names))
@@ -210,8 +210,9 @@ def _append(index: Index, candidate: Candidate, size_wh: tuple[int, int], found:
 def _note_unpaired(
     config: DatasetConfig, split: str, found: Candidates, kept: Sequence[Candidate], index: Index
 ) -> None:
-    """Say which images have no label file and which label files no image, once each."""
+    """Say which images have no label file and which label files no image, once each; what else is odd about names."""
     tally = index.tally
+    index.warnings += [f"{split}: {note}" for note in found.finder.notes()]
     if tally.no_label_file:
         first = tally.examples["no label file"]
         index.warnings.append(f"{split}: {tally.no_label_file} of {tally.found} images have no label file: {first}")
@@ -237,18 +238,24 @@ def _stems_of_others(config: DatasetConfig, split: str) -> set[str]:
     return stems
 
 
-def _require_content(config: DatasetConfig, split: str, index: Index, kept: Sequence[Candidate]) -> None:
+def _require_content(
+    config: DatasetConfig, split: str, found: Candidates, index: Index, kept: Sequence[Candidate]
+) -> None:
     tally = index.tally
     first = f"; first: {index.warnings[0]}" if index.warnings else ""
     if not index.entries:
         what = "no usable image" if tally.found else "no image"
+        told = (foreign_words(one) for one in (image.annotation for image in found.images) if isinstance(one, str))
+        if words := next(filter(None, told), ""):
+            first += f"; {words}"
         raise UserError(f"{config.path}: {split}: {what} in {', '.join(config.entries(split))}{first}")
     if split == "train" and not tally.boxes:
         crowds = sum(index.crowds.values())
         why = f": all {crowds} objects are crowds (iscrowd = 1)" if crowds and crowds == tally.ignored else first
         looked = next((one.annotation for one in kept if isinstance(one.annotation, str)), None)
+        home = config.path if config.path.is_dir() else config.path.parent
         if tally.no_label_file == tally.used and looked:
-            foreign = find_foreign(dict.fromkeys((Path(kept[0].path).parent, config.root)))
+            foreign = find_foreign(dict.fromkeys((Path(kept[0].path).parent, home)))
             why = f": no label file was found, the first looked for is {looked}{f'; {foreign}' if foreign else ''}"
         raise UserError(f"{config.path}: train: not one labelled object in {len(index.entries)} images{why}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sp_yolo.config.text import LABEL_BYTES, NotText, read_text
-from sp_yolo.data.rows import BadRow, RowRules, is_sure_polygon, parse_row
+from sp_yolo.data.rows import ROUNDING, BadRow, RowRules, is_sure_polygon, parse_row
 
 Segments = list[np.ndarray]  # one [k, 2] float32 polygon per box, [0, 2] where the box has none
 
@@ -53,6 +53,7 @@ class Problems:
 
 MOST_OBJECTS = 100_000  # on one image; the largest aerial pictures have some 20,000
 # Label files looked at, rows of each; rows from which on "all alike" means something.
+FAR_OUTSIDE = "box leads out of the image"
 SURVEYED, FIRST_ROWS, FEW_ROWS = 500, 1000, 2
 # Last column of ``truth``: one detection on a difficult object is excused, on a crowd any number.
 DIFFICULT, CROWD = 1.0, 2.0
@@ -171,6 +172,15 @@ def count_lines(path: str | Path) -> int:
 def fault_words(error: Exception) -> str:
     """Why a file cannot be read, without its path."""
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
+
+
+def far_outside(box_xyxy: Sequence[float], width: int, height: int) -> str:
+    """In words where a pixel box, a part of which is in the image, leads out of it by more than a rounding error."""
+    x1, y1, x2, y2 = box_xyxy
+    room_x, room_y = ROUNDING * width, ROUNDING * height
+    if min(x1 + room_x, y1 + room_y, width + room_x - x2, height + room_y - y2) >= 0:
+        return ""
+    return f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) px in {width} x {height} px: only the part in the image is used"
 
 
 def clip_box(box_xyxy: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:

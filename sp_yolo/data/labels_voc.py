@@ -15,10 +15,12 @@ import numpy as np
 from sp_yolo.config.text import LABEL_BYTES, NotText, decode, read_text
 from sp_yolo.data.labels import (
     DIFFICULT,
+    FAR_OUTSIDE,
     MOST_OBJECTS,
     LabelFile,
     clip_box,
     empty_labels,
+    far_outside,
     fault_words,
     shorten,
     too_many,
@@ -132,6 +134,8 @@ def read_voc(path: str | Path, class_index: Mapping[str, int], size_wh: tuple[in
             if row in truth:
                 raise BadRow("duplicate", "the same object stands above")
             truth[row] = None
+            if words := far_outside(_corners(element, ""), width, height):
+                result.problems.note(where, FAR_OUTSIDE, words)
         except BadRow as bad:
             result.problems.add(where, bad.reason, bad.detail)
     declared = tree.child("size")

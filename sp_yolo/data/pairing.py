@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _PICTURE_WORDS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"})
 # In the order in which they are looked at.
-_LABEL_WORDS = ("labels", "label", "annotations", "annotation", "xml", "xmls", "txt")
+_LABEL_WORDS = ("labels", "label", "annotations", "annotation", "xml", "xmls", "txt", "lbl", "lbls", "labeltxt")
+_PICTURE_WORD = re.compile("images?|imgs?|pictures|photos", re.IGNORECASE)  # in a name: images_train, train-images
+_PREFIX = re.compile(r"[0-9a-f]{8}-")  # Label Studio's, before the names of files that were uploaded
 _HEAD = 4096  # bytes of a file that tell whether it is a label file
 
 
@@ -21,10 +24,13 @@ class LabelFinder:
 
     def __init__(self, suffixes: Sequence[str]) -> None:
         self._suffixes = suffixes
-        self._listed: dict[str, set[str]] = {}
+        self._listed: dict[str, dict[str, str]] = {}
+        self._prefixed: dict[str, dict[str, list[str]]] = {}
         self._places: dict[str, list[str]] = {}
         self._inner: dict[Path, list[Path]] = {}
-        self._taken: dict[str, set[str]] = defaultdict(set)
+        self._taken: dict[str, dict[str, str]] = defaultdict(dict)  # folder -> label file -> the first image it is of
+        self._shared: list[tuple[str, str, str]] = []
+        self._renamed: list[tuple[str, str]] = []
 
     def find(self, image: str) -> str:
         """The label file of ``image``, or the path where the original would look for it if there is none."""
@@ -32,21 +38,56 @@ class LabelFinder:
         stem = os.path.splitext(name)[0]
         if folder not in self._places:
             self._places[folder] = [place for place in dict.fromkeys(self._candidates(folder)) if self._names(place)]
-        for suffix in self._suffixes:
-            for place in self._places[folder]:
-                if os.path.normcase(stem + suffix) in self._names(place):
-                    self._taken[place].add(os.path.normcase(stem + suffix))
-                    return os.path.join(place, stem + suffix)
+        for lookup in (self.in_folder, self._with_prefix):
+            for suffix in self._suffixes:
+                for place in self._places[folder]:
+                    if found := lookup(place, stem, suffix):
+                        self._take(place, found, image)
+                        if lookup != self.in_folder:
+                            self._renamed.append((image, os.path.join(place, found)))
+                        return os.path.join(place, found)
         return os.path.join(usual_folder(folder), stem + self._suffixes[0])
+
+    def in_folder(self, folder: str, stem: str, suffix: str) -> str:
+        """The file ``stem`` + ``suffix`` in ``folder``, as it is written there (``x.TXT``); '' where there is none."""
+        return self._names(folder).get(os.path.normcase(stem) + suffix, "")
 
     def orphans(self) -> list[str]:
         """Label files to which no image was asked for, in folders where others were found, sorted."""
         found = []
         for place, taken in self._taken.items():
-            rest = self._names(place) - taken
-            paths = (os.path.join(place, name) for name in rest if name.endswith(tuple(self._suffixes)))
+            rest = set(self._names(place).values()) - set(taken)
+            paths = (os.path.join(place, name) for name in rest if name.lower().endswith(tuple(self._suffixes)))
             found += [path for path in paths if _holds_labels(path)]
         return sorted(found)
+
+    def notes(self) -> list[str]:
+        """What was odd about the names, a line each."""
+        lines = []
+        if self._renamed:
+            image, label = self._renamed[0]
+            words = "label files found behind the prefix that Label Studio puts before names"
+            lines.append(f"{len(self._renamed)} {words}, e.g. {label} of {image}")
+        if self._shared:
+            label, first, second = self._shared[0]
+            lines.append(f"{len(self._shared)} images share a label file with another, e.g. {label}: {first}, {second}")
+        return lines
+
+    def _take(self, place: str, name: str, image: str) -> None:
+        first = self._taken[place].setdefault(name, image)
+        if first != image and os.path.dirname(first) == os.path.dirname(image):
+            self._shared.append((os.path.join(place, name), first, image))
+
+    def _with_prefix(self, folder: str, stem: str, suffix: str) -> str:
+        """The one file of ``folder`` that has Label Studio's prefix before ``stem``."""
+        if folder not in self._prefixed:
+            behind: dict[str, list[str]] = defaultdict(list)
+            for key, name in self._names(folder).items():
+                if match := _PREFIX.match(key):
+                    behind[key[match.end() :]].append(name)
+            self._prefixed[folder] = behind
+        names = self._prefixed[folder].get(os.path.normcase(stem) + suffix, [])
+        return names[0] if len(names) == 1 else ""
 
     def _candidates(self, folder: str) -> Iterator[str]:
         """Label folders of an image folder, existing or not, the likeliest first."""
@@ -56,6 +97,10 @@ class LabelFinder:
         for position in reversed(range(1, len(parts))):
             if parts[position].lower() in _PICTURE_WORDS:
                 for sibling in self._label_folders(Path(*parts[:position])):
+                    yield str(sibling.joinpath(*parts[position + 1 :]))
+            elif _PICTURE_WORD.search(parts[position]):
+                for word in (*_LABEL_WORDS, *map(str.capitalize, _LABEL_WORDS)):
+                    sibling = Path(*parts[:position], _PICTURE_WORD.sub(word, parts[position], count=1))
                     yield str(sibling.joinpath(*parts[position + 1 :]))
         yield folder
         yield from map(str, self._label_folders(path))
@@ -75,13 +120,15 @@ class LabelFinder:
             self._inner[folder] = [folder / name for word in _LABEL_WORDS for name in names if name.lower() == word]
         return self._inner[folder]
 
-    def _names(self, folder: str) -> set[str]:
+    def _names(self, folder: str) -> dict[str, str]:
+        """The files of a folder by their names with a lower-case extension."""
         if folder not in self._listed:
             try:
-                names = os.listdir(folder)
+                names = sorted(os.listdir(folder), reverse=True)  # x.txt counts before x.TXT
             except OSError:
                 names = []
-            self._listed[folder] = {os.path.normcase(name) for name in names if not name.startswith(".")}
+            split = ((os.path.splitext(name), name) for name in names if not name.startswith("."))
+            self._listed[folder] = {os.path.normcase(stem) + suffix.lower(): name for (stem, suffix), name in split}
         return self._listed[folder]
 
 
@@ -103,7 +150,7 @@ def _holds_labels(path: str) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    if path.endswith(".xml"):
+    if path.lower().endswith(".xml"):
         return b"<annotation" in head
     try:
         return len([float(word) for word in head.lstrip(b"\xef\xbb\xbf \r\n").splitlines()[0].split()]) >= 5

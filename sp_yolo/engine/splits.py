@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sp_yolo.config import AugmentRecipe, DataOptions, DatasetConfig, load_dataset_config
-from sp_yolo.data import DetectionDataset, Loader, build_loader, describe_folder, ensure_toy_dataset
+from sp_yolo.data import DetectionDataset, Loader, build_loader, describe_folder, ensure_toy_dataset, refuse_no_description
 from sp_yolo.data.images import read_image
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
@@ -50,6 +50,7 @@ def open_dataset(data: str, root: str = "") -> DatasetConfig:
     """The description of a dataset YAML or of a folder; its data generated first where the YAML asks for it."""
     if Path(data).is_dir() and not root:
         return describe_folder(data)
+    refuse_no_description(data)
     dataset = load_dataset_config(data, root or None)
     if dataset.generate == "toy":
         ensure_toy_dataset(dataset.root)
