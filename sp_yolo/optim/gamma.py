@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sp_yolo.optim.batch import Batch
-from sp_yolo.optim.damping import damped_numbers, damped_state, derived_cap, opening_gamma, opening_rate
+from sp_yolo.optim.damping import TINY, damped_numbers, damped_state, derived_cap, opening_gamma, opening_rate
 from sp_yolo.optim.settings import reference_lr
 
 
@@ -21,7 +21,8 @@ def damp(
     device, else None. ``finite`` (0-dim bool): where it is False nothing changes; None: all gradients are.
     """
     groups = [group for batch in batches for group, _, _ in batch.spans]
-    moving = [group for group in groups if isinstance(group["lr"], Tensor) or group["lr"] > 0]
+    # A tensor on the device is not asked whether it is 0.
+    moving = [g for g in groups if (isinstance(g["lr"], Tensor) and levels is not None) or float(g["lr"]) > 0]
     if not moving:
         return
     averages, gamma = model["averages"], model["gamma"]
@@ -39,7 +40,8 @@ def damp(
         averages.copy_(torch.tensor(after[0], dtype=averages.dtype))
         gamma.fill_(after[1])
         return
-    found = damped_state(averages, gamma, pair, levels, cap / lr_ref)
+    least = lr_ref.double().clamp(min=TINY) if isinstance(lr_ref, Tensor) else lr_ref
+    found = damped_state(averages, gamma, pair, levels, cap / least)
     if finite is not None:
         found = torch.where(finite, found[0], averages), torch.where(finite, found[1], gamma)
     # In place: a captured CUDA graph replays on the same memory.

@@ -36,7 +36,9 @@ class MultiTensor:
         # Of sums whose last is the number of elements.
         self.scales = batch.scales.expand(-1, 5)
         self.bounds = [0, *accumulate(batch.lengths)]
+        # Of the step that is under way; ``wide``: the parameters in the state's precision.
         self.grads: list[Tensor] = []
+        self.wide: list[Tensor] = []
         self.signed = self.before = self.zero
 
     def take(self, check: bool) -> Tensor | None:

@@ -177,10 +177,14 @@ class SP(Optimizer):
         finite = plan.take(model["check_finite"])
         if finite is False:
             return
-        damp(model, plan.batches, plan.products(finite), plan.levels, finite)
+        self._damp(plan, plan.products(finite), finite)
         plan.update(model["gamma"], finite)
         self._prune(model["k"])
         model["k"] += 1
+
+    def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:
+        """Bring gamma up to date."""
+        damp(self.param_groups[0], plan.batches, products, plan.levels, finite)
 
     def _prune(self, step: int) -> None:
         """The proximal step of every group for which it is due."""

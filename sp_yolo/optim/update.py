@@ -20,7 +20,7 @@ from sp_yolo.optim.damping import FISHER_FLOOR
 # small ones several at a time, as a call costs more than their work.
 BLOCK = 1 << 18
 # A number of steps after which AdamW corrects no mean any more.
-MANY = torch.tensor(math.inf)
+MANY = torch.tensor(math.inf, dtype=torch.float32)
 
 
 @dataclass
