@@ -44,21 +44,26 @@ class Batch:
         self.nesterov, self.decoupled, self.maximize = first["nesterov"], first["decoupled"], first["maximize"]
         self.sizes = [p.numel() for p in self.params]
         self.lengths = [run_length(n) for n in self.sizes]
+        # Of its run; at each step another.
         self.places = [-(-n // length) if n else 1 for n, length in zip(self.sizes, self.lengths, strict=True)]
         # (group, first, last + 1): tensors of one group stand beside each other.
         self.spans = self._find_spans()
-        self.scales = [n / max(length, 1) for n, length in zip(self.sizes, self.lengths, strict=True)]
-        # One tensor for all, of which each state holds its row.
+        # One tensor for all, of which each state holds its part.
+        self.s = torch.cat([state["displacement"] for state in self.states])
         self.secants = torch.stack([state["secant"] for state in self.states])
-        for state, row in zip(self.states, self.secants.unbind(), strict=True):
-            state["secant"] = row
+        for state, run, row in zip(self.states, self.s.split(self.lengths), self.secants.unbind(), strict=True):
+            state["displacement"], state["secant"] = run, row
         # A step that counts on the device is one tensor for all, which a tensor left out this time must not share.
         step = self.states[0]["step"]
         step = step.clone() if isinstance(step, Tensor) else step
         for state in self.states:
             state["step"] = step
-        self.map = torch.tensor(pair_map(), dtype=torch.float64, device=self.secants.device)
-        self._weights_now = self.secants.new_zeros(3, len(self.params))
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self.secants.device}
+        scales = [n / max(length, 1) for n, length in zip(self.sizes, self.lengths, strict=True)]
+        self.scales = torch.tensor(scales, **options)[:, None]
+        self.elements = torch.tensor(self.sizes, **options)
+        self._map = torch.tensor(pair_map(), **options)
+        self._shares = torch.zeros(len(self.params), 3, **options)
         self._weights_key: Any = None
 
     @property
@@ -90,14 +95,6 @@ class Batch:
         values = {id(group): group[name] for group in self.groups}
         return [values[id(group)] for group in self.groups]
 
-    def setting_rows(self) -> list[tuple[float, float, float]]:
-        """(lr, momentum, weight decay) of each tensor, as host numbers."""
-        rows: list[tuple[float, float, float]] = []
-        for group, first, last in self.spans:
-            own = (float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]))
-            rows += [own] * (last - first)
-        return rows
-
     def _find_spans(self) -> list[tuple[dict[str, Any], int, int]]:
         found: list[tuple[dict[str, Any], int, int]] = []
         for index, group in enumerate(self.groups):
@@ -108,15 +105,14 @@ class Batch:
         return found
 
     def pair(self, products: Tensor, lr_ref: float | Tensor) -> Tensor:
-        """[6], what ``damped_state`` takes, of the tensors that move, eq. (9).
+        """[5], what ``damped_state`` takes, of the tensors that move, eq. (9).
 
-        ``products``: <s, g> of each tensor, g the present gradient.
+        ``products``: <s, g> on each tensor's run, g the present gradient.
         """
-        sums = self._weights(lr_ref) @ torch.cat((self.secants, products[:, None]), 1)
-        return sums.view(-1) @ self.map
+        return torch.cat((self.secants, products[:, None]), 1).view(-1) @ self._weights(lr_ref)
 
     def _weights(self, lr_ref: float | Tensor) -> Tensor:
-        """[3, T]: see ``pair_map``. Made anew only when a rate or a decay changes, without asking the device."""
+        """[6 T, 5]: see ``pair_map``. Made anew only when a rate or a decay changes, without asking the device."""
         rows = [
             (lr_ref / group["lr"] if isinstance(group["lr"], Tensor) or group["lr"] > 0 else 0.0, group)
             for group, _, _ in self.spans
@@ -126,12 +122,15 @@ class Batch:
         if tensors or key != self._weights_key:
             self._weights_key = None if tensors else key
             for (ratio, group), (_, first, last) in zip(rows, self.spans, strict=True):
-                part = self._weights_now[:, first:last]
+                part = self._shares[first:last]
                 moves = (group["lr"] > 0).to(part.dtype) if isinstance(ratio, Tensor) else float(group["lr"] > 0)
                 l2 = 0.0 if group["decoupled"] else group["weight_decay"]
                 finite = torch.where(group["lr"] > 0, ratio, 0.0) if isinstance(ratio, Tensor) else ratio
-                for row, value in zip(part, (finite, moves, moves * l2), strict=True):
-                    row.fill_(value)
+                for column, value in zip(part.unbind(1), (finite, moves, moves * l2), strict=True):
+                    column.fill_(value)
+            weights = (self._shares @ self._map).view(len(self.params), 6, 5)
+            weights[:, 5] *= -self.scales if self.maximize else self.scales
+            self._weights_now = weights.view(-1, 5)
         return self._weights_now
 
 

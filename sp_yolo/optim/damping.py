@@ -10,6 +10,8 @@ from torch import Tensor
 
 # A squared displacement below the smallest normal float32 carries no information about curvature.
 TINY = torch.finfo(torch.float32).tiny
+# Nothing beside any Ess or Esy that counts, and not 0.
+SMALL = 1e-300
 # Decay of E[g^2], the empirical Fisher diagonal.
 FISHER_DECAY = 0.95
 # Added to the root of E[g^2]: weights that never had a gradient.
@@ -45,41 +47,69 @@ def derived_cap(momentum: float, nesterov: bool = True) -> float:
 def damped_state(
     averages: Tensor, gamma: Tensor, pair: Tensor, levels: Tensor, cap_over_lr: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Averages (Ess, Esy, Esg) [3] and gamma after a pair, eqs. (9), (10), (14), (21).
+    """Averages (Ess, Esy, Esg) [3] and gamma after a pair, eqs. (9), (10), (14), (21), on the device.
 
-    ``pair`` [6]: s'D^{-1}s, s'y, s'g, s's, REACH^2 x'x and the least that counts for the latter (see ``pair_map``).
-    ``levels``: ``gamma_levels``; ``cap_over_lr``: rcap / lr_ref. The first pair replaces the zeros; without
-    displacement nothing changes, but gamma may fall. r > 0 is curvature: gamma = min(1, rcap / r, f gamma), f = growth
-    where the step is free, else FADE.
+    ``pair`` [5]: s'D^{-1}s, s'y, s'g, and by how much s's exceeds each of the lengths below which a step is free (see
+    ``pair_map``). ``levels``: ``gamma_levels``; ``cap_over_lr``: rcap / lr_ref. The first pair replaces the zeros;
+    without displacement nothing changes, but gamma may fall. r > 0 is curvature: gamma = min(1, rcap / r, f gamma),
+    f = growth where the step is free, else FADE.
     """
-    zero, one, later, grown, faded = levels.unbind()
+    zero, one, later, grown, faded, least = levels.unbind()
     accepted = pair[0] > TINY
     weight = torch.where(averages[0] > 0, later, one)
     averages = torch.lerp(averages, pair[:3], torch.where(accepted, weight, zero))
-    target = torch.where(averages[1] > 0, averages[0] / averages[1] * cap_over_lr, one)
-    free = (averages[2] <= 0) | (pair[3] <= torch.maximum(pair[4], pair[5]))
+    # min(1, rcap / r) with r = lr_ref Esy / Ess where that is curvature: 1 where Esy <= 0, and without a pair.
+    allowed = (
+        torch.addcmul(least, averages[0], cap_over_lr)
+        if isinstance(cap_over_lr, Tensor)
+        else torch.add(least, averages[0], alpha=cap_over_lr)
+    )
+    target = allowed / torch.maximum(averages[1], allowed)
+    free = torch.minimum(averages[2], pair[3:].amin()) <= 0
     factor = torch.where(accepted, torch.where(free, grown, faded), one)
-    return averages, torch.minimum(target, factor * gamma).clamp(max=1.0)
+    return averages, torch.minimum(target, factor * gamma)
+
+
+def damped_numbers(
+    averages: list[float], gamma: float, pair: list[float], rho: float, growth: float, cap_over_lr: float
+) -> tuple[list[float], float]:
+    """``damped_state`` in the host's numbers."""
+    accepted = pair[0] > TINY
+    if accepted:
+        keep = rho if averages[0] > 0 else 0.0
+        averages = [keep * old + (1.0 - keep) * new for old, new in zip(averages, pair, strict=False)]
+    ess, esy, esg = averages
+    target = min(cap_over_lr * ess / esy, 1.0) if esy > 0 else 1.0
+    free = esg <= 0 or min(pair[3:]) <= 0
+    factor = (growth if free else FADE) if accepted else 1.0
+    return averages, min(target, factor * gamma)
 
 
 def gamma_levels(rho: float, growth: float, device: torch.device) -> Tensor:
     """What ``damped_state`` chooses from. Made once: torch.where of numbers is float32 and sends them to the device."""
-    return torch.tensor([0.0, 1.0, 1.0 - rho, growth, FADE], dtype=torch.float64, device=device)
+    return torch.tensor([0.0, 1.0, 1.0 - rho, growth, FADE, SMALL], dtype=torch.float64, device=device)
 
 
 def pair_map() -> list[list[float]]:
-    """[18][6]: from the sums of a batch to ``pair``.
+    """[3][30]: from a tensor's weights to how its six sums enter the five numbers of ``pair``, sum by sum.
 
-    The sums are three weightings of a tensor's (s'D^{-1}s, s's, <s, g_prev>, x'x, n, <s, g>): by lr_ref / lr, whether
-    it moves, and that times its L2 decay. s'y = <s, g> - <s, g_prev> + decay s's, as the gradient is the loss's alone.
+    The weights: lr_ref / lr, whether it moves, and that times its L2 decay. The sums: s'D^{-1}s, s's, <s, g_prev>,
+    x'x, n, <s, g>. s'y = <s, g> - <s, g_prev> + decay s's, as the gradient is the loss's alone.
     """
-    rows = [[0.0] * 6 for _ in range(18)]
-    rows[0][0] = 1.0
-    rows[6 + 5][1], rows[6 + 2][1], rows[12 + 1][1] = 1.0, -1.0, 1.0
-    rows[6 + 5][2] = 1.0
-    rows[6 + 1][3] = 1.0
-    rows[6 + 3][4] = REACH**2
-    rows[6 + 4][5] = REACH**2 * SMALLEST_WEIGHT**2
+    rows = [[0.0] * 30 for _ in range(3)]
+
+    def enter(weight: int, total: int, number: int, factor: float) -> None:
+        rows[weight][5 * total + number] = factor
+
+    enter(0, 0, 0, 1.0)
+    enter(1, 5, 1, 1.0)
+    enter(1, 2, 1, -1.0)
+    enter(2, 1, 1, 1.0)
+    enter(1, 5, 2, 1.0)
+    enter(1, 1, 3, 1.0)
+    enter(1, 3, 3, -(REACH**2))
+    enter(1, 1, 4, 1.0)
+    enter(1, 4, 4, -(REACH**2) * SMALLEST_WEIGHT**2)
     return rows
 
 
@@ -101,7 +131,12 @@ def opening_rate(momentum: float, nesterov: bool, fisher: bool) -> float:
 
 def newest_weight(step: int | Tensor) -> float | Tensor:
     """Weight of g^2 in its running mean after ``step`` earlier ones: 1 at first, then towards 1 - FISHER_DECAY."""
-    return (1.0 - FISHER_DECAY) / (1.0 - FISHER_DECAY ** (step + 1))
+    kept = FISHER_DECAY**step
+    # 1 - .95 kept, on the device in one operation.
+    sum_of_weights = (
+        torch.rsub(kept, 1.0, alpha=FISHER_DECAY) if isinstance(kept, Tensor) else 1.0 - FISHER_DECAY * kept
+    )
+    return (1.0 - FISHER_DECAY) / sum_of_weights
 
 
 def fisher_metric(h: Tensor, momentum: float) -> Tensor:

@@ -10,12 +10,19 @@
 #define STRETCH (1 << 18)   /* elements read in order: shorter, and the processor's prefetching suffers */
 #define GLANCE 64   /* elements looked at together for one inside the bracket */
 #define SUMS 4      /* s'D^{-1}s, s's, <s, g>, x'x */
+#define SECANT 5    /* those, scaled up to the tensor, and the number of elements */
 
-/* Addresses of a tensor's x, v, h, mask and s, its size, and where the run of s lies (before, length, now). */
-typedef struct { int64_t x, v, h, mask, s, n, last, length, start; } tensor;
-/* Of a tensor's group: momentum, L2 decay, factor of decoupled decay, lr * gamma. */
+/* Addresses of a tensor's x, v, h, mask and s, its size, its group, and the run of s: one of so many places, length. */
+typedef struct { int64_t x, v, h, mask, s, n, group, places, length; } tensor;
+/* Of a group: momentum, L2 decay, factor of decoupled decay, lr * gamma. */
 typedef struct { float beta, l2, shrink, step; } setting;
 typedef struct { float sign, newest, floor; int32_t nesterov, fisher; } common;
+
+/* Where the run begins at a tensor's gradient number turn. */
+static int64_t place(const tensor *t, int64_t turn) {
+    int64_t start = turn % t->places * t->length, last = t->n - t->length;
+    return start < last ? start : last;
+}
 
 static double reduce(const float *lanes) {
     double total = 0.0;
@@ -32,10 +39,10 @@ static double product(const float *restrict s, const float *restrict g, int64_t 
     return reduce(lanes);
 }
 
-/* <s, g> of each tensor on the run of its last step. */
-void sp_products(const tensor *tensors, const int64_t *gradients, int64_t count, double *out) {
+/* <s, g> of each tensor on the run of its turn. */
+void sp_products(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t turn, double *out) {
     for (int64_t t = 0; t < count; t++) {
-        const float *s = (const float *)tensors[t].s, *g = (const float *)gradients[t] + tensors[t].last;
+        const float *s = (const float *)tensors[t].s, *g = (const float *)gradients[t] + place(tensors + t, turn);
         out[t] = 0.0;
         for (int64_t i = 0; i < tensors[t].length; i += SPAN) {
             int64_t rest = tensors[t].length - i;
@@ -97,16 +104,16 @@ static inline __attribute__((always_inline)) void row(
     for (int k = 0; measured && k < SUMS; k++) out[k] += reduce(sums + k * LANES);
 }
 
-/* Elements begin to end, all of them in the run of s or none. Constants in each branch: the compiler drops the tests
+/* Elements begin to end, all of them in the run of s, which begins at start, or none. Constants in each branch: the compiler drops the tests
    from the loops. */
 static inline __attribute__((always_inline)) void part(
     const tensor *t, const float *g, int64_t begin, int64_t end, const setting *c, const common *all, int measured,
-    double *out)
+    int64_t start, double *out)
 {
     for (int64_t i = begin; i < end; i += SPAN) {
         int64_t n = i + SPAN < end ? SPAN : end - i;
         float *x = (float *)t->x + i, *v = (float *)t->v + i, *h = t->h ? (float *)t->h + i : 0;
-        float *s = (float *)t->s + (i - t->start);
+        float *s = (float *)t->s + (i - start);
         const uint8_t *mask = t->mask ? (const uint8_t *)t->mask + i : 0;
         if (all->fisher && mask) row(x, g + i, v, h, mask, s, n, *c, *all, 1, measured, out);
         else if (all->fisher)    row(x, g + i, v, h, 0, s, n, *c, *all, 1, measured, out);
@@ -118,28 +125,34 @@ static inline __attribute__((always_inline)) void part(
 }
 
 static void stretch(const tensor *t, const float *g, int64_t begin, int64_t end, const setting *c, const common *all,
-                    double *out) {
-    int64_t first = t->start > begin ? t->start : begin, last = t->start + t->length < end ? t->start + t->length : end;
-    if (first >= last) { part(t, g, begin, end, c, all, 0, out); return; }
-    part(t, g, begin, first, c, all, 0, out);
-    part(t, g, first, last, c, all, 1, out);
-    part(t, g, last, end, c, all, 0, out);
+                    int64_t start, double *out) {
+    int64_t stop = start + t->length, first = start > begin ? start : begin, last = stop < end ? stop : end;
+    if (first >= last) { part(t, g, begin, end, c, all, 0, start, out); return; }
+    part(t, g, begin, first, c, all, 0, start, out);
+    part(t, g, first, last, c, all, 1, start, out);
+    part(t, g, last, end, c, all, 0, start, out);
 }
 
-/* Backwards, in stretches: the gradients that sp_finite read last are still in cache. */
+/* Elements first to last of all tensors in a row; out: what they add to each tensor's secant. Backwards, in stretches:
+   the gradients that sp_finite read last are still in cache. */
 void sp_update(const tensor *tensors, const int64_t *gradients, int64_t count, int64_t first, int64_t last,
-               const setting *settings, const common *all, double *out) {
+               int64_t turn, const setting *settings, const common *all, double *out) {
     int64_t before = 0;
     for (int64_t t = 0; t < count; t++) before += tensors[t].n;
     for (int64_t t = count - 1; t >= 0; t--) {
-        int64_t n = tensors[t].n;
+        int64_t n = tensors[t].n, start = place(tensors + t, turn);
         before -= n;
         int64_t begin = first > before ? first - before : 0, end = last < before + n ? last - before : n;
+        const setting *own = settings + tensors[t].group;
+        double sums[SUMS] = {0}, scale = n ? (double)n / (double)tensors[t].length : 0.0;
+        out[SECANT * t + SUMS] = end > begin ? (double)(end - begin) : 0.0;
         while (begin < end) {
-            int64_t start = end - begin > STRETCH ? end - STRETCH : begin;
-            stretch(tensors + t, (const float *)gradients[t], start, end, settings + t, all, out + SUMS * t);
-            end = start;
+            int64_t middle = end - begin > STRETCH ? end - STRETCH : begin;
+            stretch(tensors + t, (const float *)gradients[t], middle, end, own, all, start, sums);
+            end = middle;
         }
+        if (all->fisher) sums[0] /= 1.0 - own->beta;
+        for (int k = 0; k < SUMS; k++) out[SECANT * t + k] = scale * sums[k];
     }
 }
 

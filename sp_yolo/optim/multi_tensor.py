@@ -5,6 +5,7 @@ The same three phases as ``update.py`` in multi-tensor operations, without askin
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,142 +28,165 @@ class MultiTensor:
         self.with_square = [i for i, state in enumerate(batch.states) if "square_avg" in state]
         self.masked = [i for i, state in enumerate(batch.states) if "mask" in state]
         self.dtype = self.vs[0].dtype
-        self.s = torch.cat([state["displacement"] for state in batch.states])
-        for state, part in zip(batch.states, self.s.split(batch.lengths), strict=True):
-            state["displacement"] = part
         # On the device once: a step must not send numbers there and wait.
-        options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
-        self.scales = torch.tensor(batch.scales, **options)[:, None]
-        self.counts = torch.tensor(batch.sizes, **options)[:, None]
-        self.one = torch.ones((), dtype=self.dtype, device=self.device)
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        self.zero, self.one = torch.zeros((), **options), torch.ones((), **options)
+        self.rate = torch.empty((), **options)
         self.segments = torch.tensor(batch.lengths, device=self.device)
+        # Of sums whose last is the number of elements.
+        self.scales = batch.scales.expand(-1, 5)
+        self.bounds = [0, *accumulate(batch.lengths)]
+        # Of the step that is under way; ``wide``: the parameters in the state's precision.
         self.grads: list[Tensor] = []
+        self.wide: list[Tensor] = []
+        self.signed = self.before = self.zero
 
-    def products(self, check: bool) -> tuple[Tensor, Tensor | None]:
-        """<s, g> of each tensor, float64, and whether all gradients are finite (0-dim bool; None: not asked)."""
+    def take(self, check: bool) -> Tensor | None:
+        """Take this step's gradients; whether all are finite (0-dim bool; None: not asked)."""
         batch = self.batch
         self.grads = [like_parameter(g, p) for g, p in zip(batch.grads, batch.params, strict=True)]
         if self.grads[0].dtype != self.dtype:
             self.grads = [g.to(self.dtype) for g in self.grads]
-        products = self._sums(self.s[:, None], self._runs(self.grads, batch.starts(-1))[:, None])[:, 0]
-        finite = None
-        if check:
-            filled = [g for g in self.grads if g.numel()]
-            finite = (torch.stack(torch._foreach_norm(filled, torch.inf)) < torch.inf).all()  # False for NaN
-        return (products.neg_() if batch.maximize else products), finite
+        filled = [g for g in self.grads if g.numel()]
+        if not check or not filled:
+            return None
+        return (torch.stack(torch._foreach_norm(filled, torch.inf)) < torch.inf).all()  # False for NaN
+
+    def products(self, finite: Tensor | None) -> Tensor:
+        """<s, g> on each tensor's run, float64. Where ``finite`` is False, the gradients are 0 from here on."""
+        batch = self.batch
+        if finite is not None:
+            self.grads = _zero_unless(finite.to(self.device), self.grads)
+        self.wide = [p.detach() for p in batch.params]
+        if self.wide[0].dtype != self.dtype:
+            self.wide = [t.to(self.dtype) for t in self.wide]
+        last, now = batch.starts(-1), batch.starts(0)
+        runs, self.signed, self.before = self._runs((self.grads, last), (self.grads, now), (self.wide, now))
+        return self._sums(batch.s[:, None].double() * runs[:, None])[:, 0]
 
     def update(self, gamma: Tensor, finite: Tensor | None) -> None:
         """One step of every tensor. Where ``finite`` is False nothing changes but counters and s, which becomes 0."""
-        batch, starts = self.batch, self.batch.starts(0)
-        gamma = gamma.to(self.device)
-        newest: Any = batch.newest_weight()
-        grads = self.grads
-        keep: Any = 1.0
-        if finite is not None:
-            finite = finite.to(self.device)
-            grads = _zero_unless(finite, grads)
-            keep = finite.to(self.dtype)
-            gamma = gamma * keep
+        batch = self.batch
+        finite = None if finite is None else finite.to(self.device)
+        self._set_rate(gamma.to(self.device), finite)
         if batch.maximize:
-            grads = list(torch._foreach_neg(grads))
-        before = self._runs([p.detach() for p in batch.params], starts).to(self.dtype)
-        signed = self._runs(grads, starts)
-        self._average(grads, newest, keep)
-        self._move(grads, gamma.to(self.dtype), keep)
-        after = self._runs([p.detach() for p in batch.params], starts).to(self.dtype)
+            self.grads = list(torch._foreach_neg(self.grads))
+            self.signed.neg_()
+        self._average(batch.newest_weight(), finite)
+        steps = self._directions(finite)
+        roots = self._move(steps)
+        rows = (self.wide, roots) if batch.fisher else (self.wide,)
+        after, *root = self._runs(*((row, batch.starts(0)) for row in rows))
         # The rounded parameters, not the computed ones, define s.
-        torch.sub(after, before, out=self.s)
-        weighted = self.s * self._metric_runs(starts) if batch.fisher else self.s
-        left = torch.stack((weighted, self.s, signed, before), 1)
-        right = torch.stack((self.s, self.s, self.s, before), 1)
-        torch.cat((self._sums(left, right), self.counts), 1, out=batch.secants)
-        self.grads = []
+        s = torch.sub(after, self.before, out=batch.s)
+        weighted = self._weighted(s, root[0]) if batch.fisher else s
+        one = self.one.expand_as(s)
+        left, right = (weighted, s, self.signed, self.before, one), (s, s, s, self.before, one)
+        sums = self._sums(torch.stack(left, 1).double() * torch.stack(right, 1))
+        torch.mul(sums, self.scales, out=batch.secants)
+        self.grads, self.wide = [], []
 
-    def _average(self, grads: list[Tensor], newest: Any, keep: Any) -> None:
-        """E[g^2]; ``newest``: the weight of this step's. Where ``keep`` is 0 so are the gradients."""
+    def _set_rate(self, gamma: Tensor, finite: Tensor | None) -> None:
+        """``rate``: gamma; 0 where the gradients are not finite; times lr where that is a tensor (of one group)."""
+        self.rate.copy_(gamma) if finite is None else torch.mul(gamma, finite, out=self.rate)
+        lr = self.batch.groups[0]["lr"]
+        if isinstance(lr, Tensor):
+            self.rate.mul_(lr.reshape(()))
+
+    def _average(self, newest: Any, finite: Tensor | None) -> None:
+        """E[g^2]; ``newest``: the weight of this step's."""
         if not self.hs:
             return
-        own = [grads[i] for i in self.with_square] if len(self.hs) < len(grads) else grads
+        own = [self.grads[i] for i in self.with_square] if len(self.hs) < len(self.grads) else self.grads
         if isinstance(newest, Tensor):
-            squares = torch._foreach_mul(own, own)
-            newest = (newest * keep).to(self.dtype)
-            torch._foreach_mul_(squares, newest)
-            torch._foreach_mul_(self.hs, 1.0 - newest)
-            torch._foreach_add_(self.hs, squares)
+            # By its root: the weight of a captured step is on the device, where addcmul takes none.
+            newest = newest.to(self.dtype)
+            kept = 1.0 - newest if finite is None else torch.addcmul(self.one, newest, finite, value=-1)
+            own = list(torch._foreach_mul(own, newest.sqrt()))
+            torch._foreach_mul_(self.hs, kept)
+            torch._foreach_addcmul_(self.hs, own, own)
             return
-        factor = torch.add(self.one, keep, alpha=-newest) if isinstance(keep, Tensor) else 1.0 - newest
-        torch._foreach_mul_(self.hs, factor)
+        torch._foreach_mul_(self.hs, 1.0 - newest if finite is None else torch.add(self.one, finite, alpha=-newest))
         torch._foreach_addcmul_(self.hs, own, own, newest)
 
-    def _move(self, grads: list[Tensor], gamma: Tensor, keep: Any) -> None:
-        """Eq. (16): v, and x by lr gamma (D d + decay x)."""
-        batch = self.batch
-        lrs, momenta, decays = (batch.setting(name) for name in ("lr", "momentum", "weight_decay"))
-        x = [p.detach() for p in batch.params]
-        wide = x if x[0].dtype == self.dtype else [t.to(self.dtype) for t in x]
-        decayed = any(decays)
-        if decayed and not batch.decoupled:
-            grads = list(torch._foreach_add(grads, torch._foreach_mul(wide, decays)))
-            if isinstance(keep, Tensor):
-                torch._foreach_mul_(grads, keep)
-        if isinstance(keep, Tensor):
+    def _directions(self, finite: Tensor | None) -> list[Tensor]:
+        """v moves on; the directions g + beta v, or v."""
+        batch, grads = self.batch, self.grads
+        decays = batch.setting("weight_decay")
+        if any(decays) and not batch.decoupled:
+            grads = list(torch._foreach_add(grads, torch._foreach_mul(self.wide, decays)))
+            if finite is not None:
+                torch._foreach_mul_(grads, finite.to(self.dtype))
+        steps: list[Tensor] = []
+        for momentum, first, last in self._stretches():
+            vs, own = self.vs[first:last], grads[first:last]
             # v must stay where the gradient was not finite: momentum 1 there, and a gradient of 0.
-            factors = [torch.add(self.one, keep, alpha=m - 1.0) for m in dict.fromkeys(momenta)]
-            if len(factors) == 1:
-                torch._foreach_mul_(self.vs, factors[0])
-            else:
-                by_momentum = dict(zip(dict.fromkeys(momenta), factors, strict=True))
-                torch._foreach_mul_(self.vs, [by_momentum[m] for m in momenta])
-        else:
-            torch._foreach_mul_(self.vs, momenta)
-        torch._foreach_add_(self.vs, grads)
-        if batch.nesterov:
-            steps = list(torch._foreach_mul(self.vs, momenta))
-            torch._foreach_add_(steps, grads)
-        else:
-            steps = list(torch._foreach_mul(self.vs, 1.0))
+            kept: Any = momentum if finite is None else torch.add(self.one, finite, alpha=momentum - 1.0)
+            torch._foreach_mul_(vs, kept)
+            torch._foreach_add_(vs, own)
+            steps += torch._foreach_add(own, vs, alpha=momentum) if batch.nesterov else torch._foreach_mul(vs, 1.0)
+        return steps
+
+    def _move(self, steps: list[Tensor]) -> list[Tensor]:
+        """Eq. (16): x by lr gamma (D d + decay x), by the directions ``steps``; the roots of E[g^2] in the metric."""
+        batch, wide = self.batch, self.wide
+        lrs, momenta, decays = (batch.setting(name) for name in ("lr", "momentum", "weight_decay"))
+        lengths = [1.0 - m for m in momenta] if batch.fisher else [1.0] * len(steps)
+        rates = [-n if isinstance(lr, Tensor) else -lr * n for lr, n in zip(lrs, lengths, strict=True)]
+        decayed = any(decays) and batch.decoupled
+        roots: list[Tensor] = []
         if batch.fisher:
-            roots = torch._foreach_sqrt(self.hs)
+            roots = list(torch._foreach_sqrt(self.hs))
             torch._foreach_add_(roots, FISHER_FLOOR)
-            torch._foreach_div_(steps, roots)
-            torch._foreach_mul_(steps, [1.0 - m for m in momenta])
-        if decayed and batch.decoupled:
-            torch._foreach_add_(steps, torch._foreach_mul(wide, decays))
-        self._scale(steps, lrs, gamma)
-        torch._foreach_sub_(wide, steps)
+            if decayed:
+                torch._foreach_addcmul_(steps, wide, roots, [d / n for d, n in zip(decays, lengths, strict=True)])
+            torch._foreach_mul_(steps, self.rate)
+            torch._foreach_addcdiv_(wide, steps, roots, rates)
+        else:
+            if decayed:
+                torch._foreach_add_(steps, torch._foreach_mul(wide, decays))
+            torch._foreach_mul_(steps, self.rate)
+            torch._foreach_mul_(steps, rates)
+            torch._foreach_add_(wide, steps)
         if self.masked:
             kept = [wide[i] for i in self.masked]
             torch._foreach_mul_(kept, [batch.states[i]["mask"] for i in self.masked])
-        if wide is not x:
-            torch._foreach_copy_(x, wide)
+        if batch.params[0].dtype != self.dtype:
+            params = [p.detach() for p in batch.params]
+            torch._foreach_copy_(params, wide)
+            torch._foreach_copy_(wide, params)
+        return roots
 
-    def _scale(self, steps: list[Tensor], lrs: list[Any], gamma: Tensor) -> None:
-        if not any(isinstance(lr, Tensor) for lr in lrs):
-            torch._foreach_mul_(steps, lrs)
-            torch._foreach_mul_(steps, gamma)
-            return
+    def _weighted(self, s: Tensor, root: Tensor) -> Tensor:
+        """D^{-1} s, D^{-1} of eq. (19) from the roots on the runs."""
+        parts = []
+        for momentum, first, last in self._stretches():
+            run = slice(self.bounds[first], self.bounds[last])
+            parts.append(torch.addcmul(self.zero, s[run], root[run], value=1.0 / (1.0 - momentum)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _stretches(self) -> list[tuple[float, int, int]]:
+        """(momentum, first, last + 1) of tensors beside each other that share it."""
+        found: list[tuple[float, int, int]] = []
         for group, first, last in self.batch.spans:
-            torch._foreach_mul_(steps[first:last], (group["lr"] * gamma).to(self.dtype).reshape(()))
+            if found and found[-1][0] == group["momentum"]:
+                found[-1] = (group["momentum"], found[-1][1], last)
+            else:
+                found.append((group["momentum"], first, last))
+        return found
 
-    def _metric_runs(self, starts: list[int]) -> Tensor:
-        """1 / D of eq. (19) on the runs."""
-        root = self._runs(self.hs, starts).sqrt_().add_(FISHER_FLOOR)
-        momenta = self.batch.setting("momentum")
-        if len(set(momenta)) == 1:
-            return root.div_(1.0 - momenta[0])
-        bounds = [0, *torch.tensor(self.batch.lengths).cumsum(0).tolist()]
-        for _, first, last in self.batch.spans:
-            root[bounds[first] : bounds[last]].div_(1.0 - momenta[first])
-        return root
+    def _runs(self, *rows: tuple[list[Tensor], list[int]]) -> tuple[Tensor, ...]:
+        """The runs of all tensors in one row, for each of (tensors, starts). Views and one copy."""
+        runs = [
+            flat(t)[start : start + length]
+            for tensors, starts in rows
+            for t, length, start in zip(tensors, self.batch.lengths, starts, strict=True)
+        ]
+        return torch.cat(runs).split(self.bounds[-1])
 
-    def _runs(self, tensors: list[Tensor], starts: list[int]) -> Tensor:
-        """The runs of all tensors in one row. Views and one copy."""
-        rows = zip(tensors, self.batch.lengths, starts, strict=True)
-        return torch.cat([flat(t)[start : start + length] for t, length, start in rows])
-
-    def _sums(self, a: Tensor, b: Tensor) -> Tensor:
-        """[T, k] sums of the products a b [M, k] over the run of each tensor, in float64, scaled up to the tensor."""
-        return torch.segment_reduce(a.double() * b, "sum", lengths=self.segments, unsafe=True) * self.scales
+    def _sums(self, products: Tensor) -> Tensor:
+        """[T, k]: sums of the products [M, k] over the run of each tensor."""
+        return torch.segment_reduce(products, "sum", lengths=self.segments, unsafe=True)
 
 
 def _zero_unless(finite: Tensor, tensors: list[Tensor]) -> list[Tensor]:

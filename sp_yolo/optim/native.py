@@ -32,7 +32,6 @@ SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 # Elements that are worth another thread.
 SHARE = 1 << 20
-SUMS = 4
 
 
 class Common(ctypes.Structure):
@@ -132,81 +131,73 @@ class Native:
     def __init__(self, batch: Batch, kernels: ctypes.CDLL) -> None:
         self.batch, self.kernels = batch, kernels
         self.count, self.elements = len(batch.params), sum(batch.sizes)
-        self.columns = 9
+        of_group = [index for index, (_, first, last) in enumerate(batch.spans) for _ in range(first, last)]
         rows: list[int] = []
-        for param, state, size, length in zip(batch.params, batch.states, batch.sizes, batch.lengths, strict=True):
+        for i, (param, state) in enumerate(zip(batch.params, batch.states, strict=True)):
             addresses = [state[n].data_ptr() if n in state else 0 for n in ("square_avg", "mask", "displacement")]
-            rows += (param.data_ptr(), state["momentum_buffer"].data_ptr(), *addresses, size, 0, length, 0)
+            rows += (param.data_ptr(), state["momentum_buffer"].data_ptr(), *addresses)
+            rows += (batch.sizes[i], of_group[i], batch.places[i], batch.lengths[i])
         self.table = (ctypes.c_int64 * len(rows))(*rows)
-        self.scales = torch.tensor(batch.scales, dtype=torch.float64)
-        self.sizes = torch.tensor(batch.sizes, dtype=torch.float64)
-        self.spans = batch.spans
-        self.settings = (ctypes.c_float * (4 * self.count))()
+        self.settings = (ctypes.c_float * (4 * len(batch.spans)))()
         self.strides = [param.stride() for param in batch.params]
+        self.found = torch.empty(self.count, dtype=torch.float64)
         self.grads: list[Tensor] = []
         self.addresses: Any = None
 
-    def products(self, check: bool) -> tuple[Tensor, bool]:
-        """<s, g> of each tensor, float64, and whether all gradients are finite (True when not to ``check``)."""
+    def take(self, check: bool) -> bool:
+        """Take this step's gradients; whether all are finite (True when not to ``check``)."""
         batch = self.batch
-        self.grads = [
-            g if g.stride() == stride and g.dtype == torch.float32 else like_parameter(g.float(), p)
-            for g, p, stride in zip(batch.grads, batch.params, self.strides, strict=True)
-        ]
+        self.grads = batch.grads
+        if [g.stride() for g in self.grads] != self.strides or any(g.dtype != torch.float32 for g in self.grads):
+            self.grads = [like_parameter(g.float(), p) for g, p in zip(batch.grads, batch.params, strict=True)]
         self.addresses = (ctypes.c_int64 * self.count)(*[g.data_ptr() for g in self.grads])
-        self._fill(6, batch.starts(-1))
-        found = torch.empty(self.count, dtype=torch.float64)
-        self.kernels.sp_products(
-            self.table, self.addresses, ctypes.c_int64(self.count), ctypes.c_void_p(found.data_ptr())
-        )
-        finite = True
-        if check:
-            finite = all(self._share_out(lambda first, last: self.kernels.sp_finite(*self._arguments(first, last))))
-        found.mul_(self.scales)
-        return (found.neg_() if batch.maximize else found), finite
+        if not check:
+            return True
+        return all(self._share_out(lambda first, last: self.kernels.sp_finite(*self._arguments(first, last))))
 
-    def update(self, gamma: Tensor) -> None:
+    def products(self) -> Tensor:
+        """<s, g> on each tensor's run, float64."""
+        count, turn = ctypes.c_int64(self.count), ctypes.c_int64(max(self.batch.step - 1, 0))
+        found = ctypes.c_void_p(self.found.data_ptr())
+        self.kernels.sp_products(self.table, self.addresses, count, turn, found)
+        return self.found
+
+    def update(self, gamma: float) -> None:
         """One step of every tensor, as the single-tensor path."""
-        batch = self.batch
-        self._fill(8, batch.starts(0))
-        common = Common(
-            -1.0 if batch.maximize else 1.0,
-            float(batch.newest_weight()),
-            FISHER_FLOOR,
-            int(batch.nesterov),
-            int(batch.fisher),
-        )
-        settings = self._settings(gamma.item())
+        batch, turn = self.batch, ctypes.c_int64(self.batch.step)
+        sign = -1.0 if batch.maximize else 1.0
+        newest = float(batch.newest_weight())
+        common = Common(sign, newest, FISHER_FLOOR, int(batch.nesterov), int(batch.fisher))
+        settings = self._settings(gamma)
 
-        def call(first: int, last: int) -> Tensor:
-            sums = torch.zeros(self.count, SUMS, dtype=torch.float64)
-            self.kernels.sp_update(
-                *self._arguments(first, last), settings, ctypes.byref(common), ctypes.c_void_p(sums.data_ptr())
-            )
-            return sums
+        def call(first: int, last: int, secants: Tensor) -> Tensor:
+            out = ctypes.c_void_p(secants.data_ptr())
+            self.kernels.sp_update(*self._arguments(first, last), turn, settings, ctypes.byref(common), out)
+            return secants
 
-        parts = self._share_out(call)
-        sums = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        batch.secants[:, :SUMS] = sums.mul_(self.scales[:, None])
-        for group, first, last in self.spans if batch.fisher else ():
-            batch.secants[first:last, 0] /= 1.0 - group["momentum"]
-        batch.secants[:, SUMS] = self.sizes
+        if self._threads() == 1:
+            call(0, self.elements, batch.secants)
+        else:
+            parts = self._share_out(lambda first, last: call(first, last, torch.empty_like(batch.secants)))
+            batch.secants.copy_(torch.stack(parts).sum(0))
         self.grads = []
 
-    def _fill(self, column: int, values: list[int]) -> None:
-        self.table[column :: self.columns] = values  # type: ignore[assignment]
-
     def _settings(self, gamma: float) -> Any:
-        """Table of (momentum, L2 decay, factor of decoupled decay, lr gamma), one row a tensor."""
-        for group, first, last in self.spans:
+        """Table of (momentum, L2 decay, factor of decoupled decay, lr gamma), one row a group."""
+        rows: list[float] = []
+        for group, _, _ in self.batch.spans:
             lr, decay = float(group["lr"]) * gamma, float(group["weight_decay"])
             own = (0.0, 1.0 - lr * decay) if self.batch.decoupled else (decay, 1.0)
-            self.settings[4 * first : 4 * last] = [float(group["momentum"]), *own, lr] * (last - first)
+            rows += [float(group["momentum"]), *own, lr]
+        self.settings[:] = rows  # type: ignore[assignment]
         return self.settings
+
+    def _threads(self) -> int:
+        return max(min(torch.get_num_threads(), self.elements // SHARE), 1)
 
     def _share_out(self, call: Callable[[int, int], Any]) -> list[Any]:
         """``call(first, last)`` for about equal parts of all elements in a row, one per torch thread."""
-        threads = max(min(torch.get_num_threads(), self.elements // SHARE), 1)
+        threads = self._threads()
         bounds = [self.elements * part // threads for part in range(threads + 1)]
         if threads == 1:
             return [call(0, self.elements)]

@@ -23,9 +23,12 @@ Path = SingleTensor | MultiTensor | native.Native
 
 
 class Plan:
-    """How one step goes: which tensors together, on which path. Kept until a step differs from the last."""
+    """How one step goes: which tensors together, on which path. Kept until a step differs from the last.
 
-    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path], levels: Tensor) -> None:
+    ``levels``: ``gamma_levels`` where the scalars stay on the device; None where they are the host's numbers.
+    """
+
+    def __init__(self, signature: Any, batches: list[Batch], paths: list[Path], levels: Tensor | None) -> None:
         self.signature, self.batches, self.paths = signature, batches, paths
         self.name = ", ".join(dict.fromkeys(path.name for path in paths))
         self.params = [p for batch in batches for p in batch.params]
@@ -36,8 +39,38 @@ class Plan:
         """Whether the tensors are these, with the state that the plan was made of."""
         return len(params) == len(self.params) and all(map(operator.is_, map(state.get, self.params), self.states))
 
+    def take(self, check: bool) -> Any:
+        """Take this step's gradients. Whether all are finite: a bool on the host; on the device a 0-dim tensor, or None
+        when not to ``check``."""
+        flags = [path.take(check) for path in self.paths]
+        return all(flags) if self.levels is None else all_of([flag for flag in flags if isinstance(flag, Tensor)])
 
-def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mapping[Any, Any], on_device: bool) -> Plan:
+    def products(self, finite: Any) -> list[Tensor]:
+        return [path.products(finite) if isinstance(path, MultiTensor) else path.products() for path in self.paths]
+
+    def update(self, gamma: Tensor, finite: Any) -> None:
+        """Backwards: the gradients that ``take`` read last are still in cache."""
+        for path in reversed(self.paths):
+            path.update(gamma, finite) if isinstance(path, MultiTensor) else path.update(gamma.item())
+            path.batch.advance()
+
+
+def on_device(groups: list[dict[str, Any]]) -> bool:
+    """Whether the multi-tensor path runs, whose scalars stay on the device."""
+    first = groups[0]
+    if first["capturable"] or first["foreach"] is not None:
+        return bool(first["capturable"] or first["foreach"])
+    return any(p.device.type != "cpu" for group in groups for p in group["params"])
+
+
+def all_of(flags: list[Tensor]) -> Tensor | None:
+    """0-dim bool on the device of the first flag; None without flags."""
+    if len(flags) < 2:
+        return flags[0] if flags else None
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
+
+
+def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mapping[Any, Any]) -> Plan:
     """``plan`` where the same tensors have a gradient and nothing was moved, else a new one; with the gradients.
 
     Raises:
@@ -48,14 +81,10 @@ def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mappin
         (*(group[name] for name in (*KIND, "held", "saliency")), bool(group["sigma"]), isinstance(group["lr"], Tensor))
         for group in groups
     ]
-    signature = (
-        on_device,
-        kinds,
-        [p.data_ptr() for p in present],
-        *(groups[0][n] for n in ("native", "capturable", "rho", "growth")),
-    )
+    once = [groups[0][name] for name in ("native", "foreach", "capturable", "rho", "growth")]
+    signature = (kinds, [p.data_ptr() for p in present], once)
     if plan is None or plan.signature != signature or not plan.is_of(present, states):
-        plan = _make_plan(signature, groups, states, on_device)
+        plan = _make_plan(signature, groups, states)
     for batch in plan.batches:
         batch.grads = [p.grad for p in batch.params]  # type: ignore[misc]
         if any(grad.is_sparse for grad in batch.grads):
@@ -63,7 +92,7 @@ def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mappin
     return plan
 
 
-def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any, Any], on_device: bool) -> Plan:
+def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any, Any]) -> Plan:
     capturable = groups[0]["capturable"]
     rows: dict[tuple[Any, ...], list[tuple[Tensor, dict[str, Any], dict[str, Any]]]] = {}
     for group in groups:
@@ -79,14 +108,13 @@ def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any
     for row in rows.values():
         params, owners, own = (list(column) for column in zip(*row, strict=True))
         batches.append(Batch(params, owners, own, fixed_run=capturable))
-    paths = [_path_of(batch, groups[0]["native"], on_device) for batch in batches]
-    device = batches[0].params[0].device if on_device and batches else torch.device("cpu")
-    return Plan(signature, batches, paths, gamma_levels(groups[0]["rho"], groups[0]["growth"], device))
+    if not batches or not on_device(groups):
+        return Plan(signature, batches, [_path_on_host(batch, groups[0]["native"]) for batch in batches], None)
+    levels = gamma_levels(groups[0]["rho"], groups[0]["growth"], batches[0].params[0].device)
+    return Plan(signature, batches, [MultiTensor(batch) for batch in batches], levels)
 
 
-def _path_of(batch: Batch, wish: bool | None, on_device: bool) -> Path:
-    if on_device:
-        return MultiTensor(batch)
+def _path_on_host(batch: Batch, wish: bool | None) -> Path:
     kernels = native.library() if wish is not False and native.supports(batch) else None
     return native.Native(batch, kernels) if kernels else SingleTensor(batch)
 

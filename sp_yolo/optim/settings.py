@@ -92,3 +92,16 @@ def check_settings(group: dict[str, Any]) -> None:
             raise ValueError(f"invalid {name}: {group[name]} (must be {rule})")
     if group["differentiable"]:
         raise ValueError("SP does not support differentiable=True")
+
+
+def refuse_former(settings: dict[str, Any]) -> None:
+    """TypeError for settings that SP has no more, or never had, naming what replaces them."""
+    successors = {
+        "damping": 'metric="fisher" (the default) or "none"',
+        "compile": "native",
+        "gamma_start": "nothing: SP finds its first step by itself",
+        "damping_bounds": "nothing: there is no diagonal damping any more",
+    }
+    for name in settings:
+        known = f"was replaced by {successors[name]}" if name in successors else "is no setting of SP"
+        raise TypeError(f"{name} {known}")

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sp_yolo.optim.batch import Batch
-from sp_yolo.optim.damping import damped_state, derived_cap, opening_gamma, opening_rate
-from sp_yolo.optim.multi_tensor import MultiTensor
+from sp_yolo.optim.gamma import damp
 from sp_yolo.optim.paper import paper_update
-from sp_yolo.optim.plan import SPARSE, Plan, current_plan
+from sp_yolo.optim.plan import SPARSE, Plan, all_of, current_plan, on_device
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
-from sp_yolo.optim.settings import check_settings, prunable_params, reference_lr
+from sp_yolo.optim.settings import check_settings, prunable_params, refuse_former
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "check_finite", "native")
@@ -164,66 +162,29 @@ class SP(Optimizer):
     # A compiled training step runs this as it is: there is nothing to fuse, and traced addresses and plans go stale.
     @torch._disable_dynamo
     def _advance(self) -> None:
-        on_device = self._on_device()
         if self.param_groups[0]["mode"] == "paper":
-            self._paper_step(on_device)
+            self._paper_step()
             return
-        plan = self._plan = current_plan(self._plan, self.param_groups, self.state, on_device)
+        plan = self._plan = current_plan(self._plan, self.param_groups, self.state)
         if plan.paths:
-            self._step(plan, on_device)
+            self._step(plan)
 
-    def _step(self, plan: Plan, on_device: bool) -> None:
-        model = self._model(plan.batches[0].params[0].device if on_device else torch.device("cpu"))
-        if on_device:
+    def _step(self, plan: Plan) -> None:
+        model = self._model(torch.device("cpu") if plan.levels is None else plan.levels.device)
+        if plan.levels is not None:
             self._refuse_capture(model["k"])
         self.path = plan.name
-        asked = [path.products(model["check_finite"]) for path in plan.paths]
-        if not on_device and not all(finite for _, finite in asked):
+        finite = plan.take(model["check_finite"])
+        if finite is False:
             return
-        finite = _all_of([each for _, each in asked if isinstance(each, Tensor)]) if on_device else None
-        self._damp(plan, [products for products, _ in asked], finite)
-        for path in reversed(plan.paths):
-            path.update(model["gamma"], finite) if isinstance(path, MultiTensor) else path.update(model["gamma"])
-            path.batch.advance()
+        self._damp(plan, plan.products(finite), finite)
+        plan.update(model["gamma"], finite)
         self._prune(model["k"])
         model["k"] += 1
 
     def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:
-        """Update the whole model's averages and gamma, eqs. (9)-(14), (20), (21)."""
-        model, batches = self.param_groups[0], plan.batches
-        groups = [group for batch in batches for group, _, _ in batch.spans]
-        moving = [group for group in groups if isinstance(group["lr"], Tensor) or group["lr"] > 0]
-        if not moving:
-            return
-        if not model["open"]:
-            model["gamma"].copy_(self._opening(batches))
-            model["open"] = True
-            return
-        lr_ref = reference_lr([group["lr"] for group in groups])
-        pairs = [batch.pair(own, lr_ref) for batch, own in zip(batches, products, strict=True)]
-        pair = pairs[0] if len(pairs) == 1 else torch.stack([p.to(model["gamma"].device) for p in pairs]).sum(0)
-        cap = min(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]) for group in moving)
-        after = damped_state(model["averages"], model["gamma"], pair, plan.levels, cap / lr_ref)
-        for name, value in zip(("averages", "gamma"), after, strict=True):
-            # In place: a captured CUDA graph replays on the same memory.
-            model[name].copy_(value if finite is None else torch.where(finite, value, model[name]))
-
-    def _opening(self, batches: list[Batch]) -> Tensor:
-        """gamma of the first step that moves, eq. (20)."""
-        gamma = self.param_groups[0]["gamma"]
-        weights, step = torch.zeros_like(gamma), torch.zeros_like(gamma)
-        count = 0
-        for batch in batches:
-            for group, first, last in batch.spans:
-                lr = group["lr"]
-                if not isinstance(lr, Tensor) and lr == 0:
-                    continue
-                params, size = batch.params[first:last], sum(batch.sizes[first:last])
-                length = lr * opening_rate(group["momentum"], group["nesterov"], batch.fisher)
-                square = float(size) if batch.fisher else _square(batch.grads[first:last]).to(gamma.device)
-                weights, count = weights + _square(params).to(gamma.device), count + size
-                step = step + length**2 * square
-        return opening_gamma(weights, count, step)
+        """Bring gamma up to date."""
+        damp(self.param_groups[0], plan.batches, products, plan.levels, finite)
 
     def _prune(self, step: int) -> None:
         """The proximal step of every group for which it is due."""
@@ -235,18 +196,20 @@ class SP(Optimizer):
                 continue
             count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
             if count:
-                prune_group(group, params, self.state, count, group["native"] is not False and not self._on_device())
+                compiled = group["native"] is not False and not on_device(self.param_groups)
+                prune_group(group, params, self.state, count, compiled)
                 pruned = True
         if pruned:
             forget_displacement(self.state.values())
             self._plan = None  # there may be new masks
 
-    def _paper_step(self, on_device: bool) -> None:
-        self.path = "multi-tensor" if on_device else "single-tensor"
+    def _paper_step(self) -> None:
+        waits = not on_device(self.param_groups)
+        self.path = "single-tensor" if waits else "multi-tensor"
         rows = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         checks = [torch.isfinite(p.grad).all() for _, p in rows]
-        finite = _all_of(checks)
-        if finite is None or (not on_device and not finite):
+        finite = all_of(checks)
+        if finite is None or (waits and not finite):
             return
         for group, param in rows:
             if param.grad.is_sparse:
@@ -282,13 +245,6 @@ class SP(Optimizer):
             model[name] = model[name].to(device)
         return model
 
-    def _on_device(self) -> bool:
-        """Whether the multi-tensor path runs, whose scalars stay on the device."""
-        group = self.param_groups[0]
-        if group["capturable"] or group["foreach"] is not None:
-            return bool(group["capturable"] or group["foreach"])
-        return any(p.device.type != "cpu" for group in self.param_groups for p in group["params"])
-
     def _refuse_capture(self, step: int) -> None:
         if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
@@ -304,30 +260,3 @@ DEFAULTS: dict[str, Any] = {
     for name, parameter in inspect.signature(SP).parameters.items()
     if parameter.default is not parameter.empty
 }
-
-
-def refuse_former(settings: dict[str, Any]) -> None:
-    """TypeError for settings that SP has no more, or never had, naming what replaces them."""
-    successors = {
-        "damping": 'metric="fisher" (the default) or "none"',
-        "compile": "native",
-        "gamma_start": "nothing: SP finds its first step by itself",
-        "damping_bounds": "nothing: there is no diagonal damping any more",
-    }
-    for name in settings:
-        known = f"was replaced by {successors[name]}" if name in successors else "is no setting of SP"
-        raise TypeError(f"{name} {known}")
-
-
-def _all_of(flags: list[Tensor]) -> Tensor | None:
-    """0-dim bool on the device of the first flag; None without flags."""
-    if len(flags) < 2:
-        return flags[0] if flags else None
-    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
-
-
-def _square(tensors: list[Tensor]) -> Tensor:
-    """Sum of the squares of all elements, float64."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    norms = torch._foreach_norm([t.detach() for t in tensors], 2, dtype=dtype)
-    return torch.stack(norms).double().square().sum()

@@ -110,11 +110,11 @@ def test_low_precision_parameters_have_float32_state(path):
 
 
 @in_both_metrics
-def test_packing_small_vectors_is_invisible(monkeypatch, metric):
-    """Stepped in one row, or each by itself."""
+def test_stepping_tensors_together_is_invisible(monkeypatch, metric):
+    """All at once, or a few elements of each by themselves."""
     results = []
-    for small in (update._is_small, lambda param: False):
-        monkeypatch.setattr(update, "_is_small", small)
+    for size in (1 << 18, 7):
+        monkeypatch.setattr(update, "BLOCK", size)
         model = network()
         groups = [{"params": [p], "weight_decay": 0.01 * i} for i, p in enumerate(model.parameters())]
         optimizer = SP(groups, maximize=True, metric=metric, native=False)

@@ -99,6 +99,21 @@ def test_tensor_lr(path):
     assert torch.allclose(weights(model), weights(reference), rtol=1e-5, atol=1e-7)
 
 
+@on_every_path
+@in_both_metrics
+def test_tensor_lr_may_start_at_zero(path, metric):
+    """A warm-up from 0: nothing moves, then everything does. gamma stays what it may be."""
+    model = network()
+    rate, before = torch.tensor(0.0), weights(model)
+    optimizer = SP(model.parameters(), lr=rate, metric=metric, **path)
+    train(model, optimizer, 3)
+    assert torch.equal(weights(model), before)
+    rate.fill_(0.01)
+    train(model, optimizer, 3, first=3)
+    assert 0 < float(optimizer.param_groups[0]["gamma"]) <= 1
+    assert 0 < float((weights(model) - before).abs().max()) < 0.1
+
+
 @pytest.mark.parametrize("bad", [torch.tensor([0.1, 0.2]), -0.1])
 def test_bad_lr(bad):
     with pytest.raises(ValueError, match="lr"):
