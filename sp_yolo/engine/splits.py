@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from sp_yolo.config import AugmentRecipe, DataOptions, DatasetConfig, load_dataset_config
-from sp_yolo.data import DetectionDataset, Loader, build_loader, describe_folder, ensure_toy_dataset, refuse_no_description
+from sp_yolo.data import (
+    DetectionDataset,
+    Loader,
+    build_loader,
+    describe_folder,
+    ensure_toy_dataset,
+    refuse_no_description,
+)
 from sp_yolo.data.images import read_image
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator

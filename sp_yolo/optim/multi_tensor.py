@@ -182,7 +182,8 @@ class MultiTensor:
             for tensors, starts in rows
             for t, length, start in zip(tensors, self.batch.lengths, starts, strict=True)
         ]
-        return torch.cat(runs).split(self.bounds[-1])
+        parts: tuple[Tensor, ...] = torch.cat(runs).split(self.bounds[-1])
+        return parts
 
     def _sums(self, products: Tensor) -> Tensor:
         """[T, k]: sums of the products [M, k] over the run of each tensor."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sp_yolo.optim import DEFAULTS, SP
-from sp_yolo.optim.sp import refuse_former
+from sp_yolo.optim.settings import refuse_former
 
 _ABSENT = object()
 
