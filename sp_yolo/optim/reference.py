@@ -25,7 +25,7 @@ class ReferenceSP(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.01
+        self, params: Iterable[Any], lr: float = 0.005, momentum: float = 0.9, weight_decay: float = 0.01
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.gamma: float | None = None

@@ -67,7 +67,7 @@ class SP(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 0.01,
+        lr: float | Tensor = 0.005,
         momentum: float = 0.9,
         *,
         nesterov: bool = True,

@@ -12,7 +12,7 @@ from test_more_inputs import ROW, labelled, put, totals
 
 from sp_yolo.config import DatasetConfig, load_dataset_config
 from sp_yolo.data.index import scan
-from sp_yolo.engine.build import open_dataset
+from sp_yolo.engine.splits import open_dataset
 from sp_yolo.errors import UserError
 
 ROBOFLOW = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['a', 'b']\n"
@@ -20,7 +20,7 @@ ROBOFLOW = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n
 
 def opened(data: Path) -> tuple[DatasetConfig, int, int, str]:
     """The description, images and boxes of train and val, and everything that is said."""
-    config = open_dataset(str(data), None)
+    config = open_dataset(str(data))
     train, val = scan(config, "train"), scan(config, "val")
     said = [*config.notes, *train.warnings, *val.warnings]
     pairs = [totals(train), totals(val)]
@@ -172,7 +172,7 @@ def test_a_voc_box_that_leads_out_is_cut_and_counted(tmp_path: Path) -> None:
 def test_one_label_file_of_two_pictures_is_said(tmp_path: Path) -> None:
     labelled(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg")
     put(tmp_path / "images" / "a.JPG")
-    index = scan(open_dataset(str(tmp_path), None), "train")
+    index = scan(open_dataset(str(tmp_path)), "train")
     label, images = tmp_path / "labels/a.txt", tmp_path / "images"
     words = f"1 images share a label file with another, e.g. {label}: {images}/a.JPG, {images}/a.jpg"
     assert any(words in line for line in index.warnings)
@@ -199,7 +199,7 @@ def test_a_program_is_named_where_its_labels_are_not_read(tmp_path: Path, name: 
         put(tmp_path / image)
     put(tmp_path / name, text)
     with pytest.raises(UserError) as caught:
-        scan(open_dataset(str(tmp_path), None), "train")
+        scan(open_dataset(str(tmp_path)), "train")
     assert words in str(caught.value) and Path(name).name in str(caught.value)
 
 
@@ -216,7 +216,7 @@ def test_a_program_is_named_where_its_labels_are_not_read(tmp_path: Path, name: 
 def test_a_file_that_is_no_description(tmp_path: Path, name: str, words: str) -> None:
     put(tmp_path / name, "x")
     with pytest.raises(UserError) as caught:
-        open_dataset(str(tmp_path / name), None)
+        open_dataset(str(tmp_path / name))
     assert words.format(folder=tmp_path) in str(caught.value)
 
 
