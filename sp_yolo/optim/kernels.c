@@ -201,3 +201,8 @@ int64_t sp_bracket(const float *x, const float *h, const uint8_t *mask, int64_t 
     }
     return found;
 }
+
+/* x = 0 where the mask is 0. */
+void sp_zero(float *restrict x, const uint8_t *restrict mask, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] *= (float)mask[i];
+}

@@ -239,3 +239,9 @@ def keep(
         return None
     keep[places[:found]] = ranked[0]
     return keep, ranked[1]
+
+
+def zero(kernels: ctypes.CDLL, x: Tensor, mask: Tensor) -> None:
+    """x = 0 where the mask is False, in place. Dense float32 and bool of one memory order."""
+    rows = map(ctypes.c_void_p, (x.data_ptr(), mask.data_ptr()))
+    kernels.sp_zero(*rows, ctypes.c_int64(x.numel()))

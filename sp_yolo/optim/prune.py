@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,18 +17,22 @@ from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_mas
 
 def prune_group(
     group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any], count: int, compiled: bool
-) -> None:
+) -> bool:
     """Zero the ``count`` weights of least saliency among all ``params``, and hold them there if the group says so.
 
-    ``compiled``: rank in C where that applies. The group's "threshold" becomes lambda, the largest saliency removed.
+    ``compiled``: work in C where that applies. The group's "threshold" becomes lambda, the largest saliency removed.
+    Returns whether a state holds a mask that held none before.
     """
+    plain = all(param.device.type == "cpu" and param.dtype == torch.float32 for param in params)
+    kernels = native.library() if compiled and plain else None
     states = [state[param] for param in params]
     held = _held([own["mask"] for own in states if "mask" in own])
     if held == count:
-        return  # the held zeros are the weights of least saliency
-    rows, group["threshold"] = _rank(group, params, states, count, held, compiled)
+        return False  # the held zeros are the weights of least saliency
+    rows, group["threshold"] = _rank(group, params, states, count, held, kernels)
     # What gathers in v behind a mask must not move a weight that is set free; while it is held, it does not matter.
     clear = not group["held"] or count < held or params[0].device.type != "cpu"
+    more = False
     for param, own, row in zip(params, states, rows, strict=True):
         mask = own.get("mask")
         if clear:
@@ -36,16 +41,18 @@ def prune_group(
         if mask is None:
             mask = torch.empty_like(param, dtype=torch.bool)
         flat(mask).copy_(row)
-        if group["held"]:
-            own["mask"] = mask
-        param.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+        if group["held"] and "mask" not in own:
+            own["mask"], more = mask, True
+        if kernels is not None and is_dense(param):
+            native.zero(kernels, param, mask)
+        else:
+            param.mul_(mask.view(torch.uint8))  # as bytes: bool is several times slower
+    return more
 
 
 def forget_displacement(states: Iterable[dict[str, Any]]) -> None:
     """The proximal jump would enter the next secant pair and break training: a displacement of 0 is no pair."""
-    for state in states:
-        state["displacement"].zero_()
-        state["secant"].zero_()
+    torch._foreach_zero_([state[name] for state in states for name in ("displacement", "secant")])
 
 
 def _held(masks: list[Tensor]) -> int:
@@ -59,7 +66,7 @@ def _rank(
     states: list[dict[str, Any]],
     count: int,
     held: int,
-    compiled: bool,
+    kernels: ctypes.CDLL | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Masks as rows in memory order, and lambda."""
     weights = [_Weights(group, *pair) for pair in zip(params, states, strict=True)]
@@ -67,7 +74,6 @@ def _rank(
     if n > SAMPLE and count > held and params[0].device.type == "cpu":
         sample = torch.cat([w.sample(n // SAMPLE) for w in weights])
         low, high = bracket(sample, (count - held) / (n - held))
-        kernels = native.library() if compiled and all(w.plain() for w in weights) else None
         if kernels is None:
             found = keep_blocks((s for w in weights for s in w.blocks()), n, count, low, high)
         else:
@@ -90,9 +96,6 @@ class _Weights:
         mask = state.get("mask")
         self.dtype = state["momentum_buffer"].dtype
         self.rows = flat(x), None if scale is None else flat(scale), None if mask is None else flat(mask)
-
-    def plain(self) -> bool:
-        return self.rows[0].dtype == torch.float32
 
     def sample(self, stride: int) -> Tensor:
         """The saliency of one weight in ``stride``, without the held ones."""

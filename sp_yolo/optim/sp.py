@@ -197,11 +197,11 @@ class SP(Optimizer):
             count = prune_count(sigma_at(step, group["sigma"], *schedule), sum(p.numel() for p in params))
             if count:
                 compiled = group["native"] is not False and not on_device(self.param_groups)
-                prune_group(group, params, self.state, count, compiled)
+                if prune_group(group, params, self.state, count, compiled):
+                    self._plan = None  # it knows no mask of these tensors
                 pruned = True
         if pruned:
             forget_displacement(self.state.values())
-            self._plan = None  # there may be new masks
 
     def _paper_step(self) -> None:
         waits = not on_device(self.param_groups)

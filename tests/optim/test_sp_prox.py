@@ -7,7 +7,7 @@ import pytest
 import torch
 from sp_training import model_state
 
-from sp_yolo.optim import SP, prune
+from sp_yolo.optim import SP, native, prune
 from sp_yolo.optim import saliency as sal
 
 
@@ -130,10 +130,11 @@ def test_ranking_of_a_group_is_exact(monkeypatch, compiled, held, saliency, kind
         "metric": "fisher" if saliency == "metric" else "none",
         "momentum": 0.9,
     }
+    kernels = native.library() if compiled else None
     for count in (zeros - 5, zeros + 1, zeros + 40, n // 2, int(0.95 * n), n - 1, n):
         if count <= 0:
             continue
-        rows, threshold = prune._rank(group, params, states, count, zeros, compiled)
+        rows, threshold = prune._rank(group, params, states, count, zeros, kernels)
         assert np.array_equal(torch.cat([r.flatten() for r in rows]).numpy(), by_argsort(scores, count))
         assert float(threshold) == np.sort(np.concatenate([c.ravel() for c in scores]))[count - 1]
 
