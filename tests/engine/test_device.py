@@ -30,8 +30,9 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("keep") < 100
-    assert faults("give back") > 20 * 40_000_000 // 2**21  # at least one for each huge page of each turn
+    kept, given_back = faults("keep"), faults("give back")
+    assert given_back > 20 * 40_000_000 // 2**21  # at least one for each huge page of each turn
+    assert 4 * kept < given_back  # a block may have to be taken once more, where a small one came to lie in it
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

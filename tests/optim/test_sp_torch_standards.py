@@ -157,7 +157,7 @@ def test_a_former_setting_names_its_successor(name, value, successor):
 def test_defaults_are_those_of_the_signature():
     group = SP([nn.Parameter(torch.ones(1))]).param_groups[0]
     assert {name: group[name] for name in DEFAULTS} == DEFAULTS
-    expected = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01, "decoupled": True, "metric": "fisher"}
+    expected = {"lr": 0.005, "momentum": 0.9, "weight_decay": 0.01, "decoupled": True, "metric": "fisher"}
     assert {name: DEFAULTS[name] for name in expected} == expected
 
 
