@@ -24,6 +24,8 @@ from sp_yolo.data.labels_voc import read_voc
 from sp_yolo.data.tally import NO_FILE, UNKNOWN_CLASS, UNREAD_IMAGE, Tally
 from sp_yolo.errors import UserError
 
+LOOKED_AT = 100  # label files that are asked which program they are of
+
 
 @dataclass
 class Entry:
@@ -245,7 +247,11 @@ def _require_content(
     first = f"; first: {index.warnings[0]}" if index.warnings else ""
     if not index.entries:
         what = "no usable image" if tally.found else "no image"
-        told = (foreign_words(one) for one in (image.annotation for image in found.images) if isinstance(one, str))
+        told = (
+            foreign_words(one)
+            for one in (image.annotation for image in found.images[:LOOKED_AT])
+            if isinstance(one, str)
+        )
         if words := next(filter(None, told), ""):
             first += f"; {words}"
         raise UserError(f"{config.path}: {split}: {what} in {', '.join(config.entries(split))}{first}")

@@ -26,6 +26,7 @@ class LabelFinder:
         self._suffixes = suffixes
         self._listed: dict[str, dict[str, str]] = {}
         self._prefixed: dict[str, dict[str, list[str]]] = {}
+        self._stems: dict[str, set[str]] = {}
         self._places: dict[str, list[str]] = {}
         self._inner: dict[Path, list[Path]] = {}
         self._taken: dict[str, dict[str, str]] = defaultdict(dict)  # folder -> label file -> the first image it is of
@@ -41,11 +42,13 @@ class LabelFinder:
         for lookup in (self.in_folder, self._with_prefix):
             for suffix in self._suffixes:
                 for place in self._places[folder]:
-                    if found := lookup(place, stem, suffix):
-                        self._take(place, found, image)
-                        if lookup != self.in_folder:
-                            self._renamed.append((image, os.path.join(place, found)))
-                        return os.path.join(place, found)
+                    found = lookup(place, stem, suffix)
+                    if not found or (lookup != self.in_folder and self._is_of_another(found, folder)):
+                        continue
+                    self._take(place, found, image)
+                    if lookup != self.in_folder:
+                        self._renamed.append((image, os.path.join(place, found)))
+                    return os.path.join(place, found)
         return os.path.join(usual_folder(folder), stem + self._suffixes[0])
 
     def in_folder(self, folder: str, stem: str, suffix: str) -> str:
@@ -77,6 +80,13 @@ class LabelFinder:
         first = self._taken[place].setdefault(name, image)
         if first != image and os.path.dirname(first) == os.path.dirname(image):
             self._shared.append((os.path.join(place, name), first, image))
+
+    def _is_of_another(self, label: str, folder: str) -> bool:
+        """Whether an image in ``folder`` has the whole name of ``label``."""
+        if folder not in self._stems:
+            pictures = (name for name in self._names(folder) if not name.endswith(tuple(self._suffixes)))
+            self._stems[folder] = {os.path.splitext(name)[0] for name in pictures}
+        return os.path.normcase(os.path.splitext(label)[0]) in self._stems[folder]
 
     def _with_prefix(self, folder: str, stem: str, suffix: str) -> str:
         """The one file of ``folder`` that has Label Studio's prefix before ``stem``."""

@@ -169,6 +169,18 @@ def test_a_voc_box_that_leads_out_is_cut_and_counted(tmp_path: Path) -> None:
     assert index.tally.boxes == 2 and index.tally.notes == {"box leads out of the image": 2}
 
 
+def test_a_prefixed_label_of_another_image_is_not_taken(tmp_path: Path) -> None:
+    labelled(tmp_path, "images/0a1b2c3d-a.jpg", "images/0a1b2c3d-b.jpg", "images/1a1b2c3d-b.jpg")
+    put(tmp_path / "images" / "a.jpg")  # background
+    put(tmp_path / "images" / "b.jpg")  # two labels could be meant
+    put(tmp_path / "images" / "c.jpg")
+    put(tmp_path / "labels" / "2a1b2c3d-c.txt", ROW)
+    index = scan(DatasetConfig(tmp_path / "x", tmp_path, ("a",), train=(str(tmp_path / "images"),)), "train")
+    found = {Path(entry.path).stem: len(entry.labels) for entry in index.entries}
+    assert found == {"0a1b2c3d-a": 1, "0a1b2c3d-b": 1, "1a1b2c3d-b": 1, "a": 0, "b": 0, "c": 1}
+    assert index.tally.no_label_file == 2 and any("1 label files found behind the prefix" in w for w in index.warnings)
+
+
 def test_one_label_file_of_two_pictures_is_said(tmp_path: Path) -> None:
     labelled(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg")
     put(tmp_path / "images" / "a.JPG")
