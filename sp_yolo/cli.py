@@ -28,6 +28,9 @@ COMMANDS = {
     "download": ("sp_yolo.commands.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
 }
 
+# The original's scripts, by what they are called here.
+FORMER = {"test": "val", "detect": "predict"}
+
 
 class _Version(argparse.Action):
     """--version: what a report of a fault has to name. torch is imported only when asked for."""
@@ -153,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, words) in COMMANDS.items():
         commands.add_parser(name, help=words)
     if given and not given[0].startswith("-"):
-        near = difflib.get_close_matches(given[0], COMMANDS, 1)
+        near = [FORMER[given[0]]] if given[0] in FORMER else difflib.get_close_matches(given[0], COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"{given[0]} is no command: {', '.join(COMMANDS)}{hint}")
     parser.parse_args(given[:1])  # --help, --version, or a flag where the command has to stand

@@ -124,8 +124,15 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
         load_recipe(path, parse_assignments(["lr0=abc"]))
     with pytest.raises(UserError, match="unknown hyperparameter 'nosuchkey'"):
         load_recipe(path, parse_assignments(["nosuchkey=1"]))
+    with pytest.raises(UserError, match=r"'lr' \(did you mean 'lr0'\?\)"):
+        load_recipe(path, parse_assignments(["lr=0.1"]))
     with pytest.raises(UserError, match="KEY=VALUE"):
         parse_assignments(["lr0"])
+
+
+def test_a_recipe_of_the_version_before_is_answered_by_its_successor() -> None:
+    with pytest.raises(UserError, match=r"sp\.p5\.yaml: no such file; version 0\.2 has sp\.yaml"):
+        load_recipe("hyp/sp.p5.yaml")
 
 
 def test_dataset_paths_and_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ def test_every_counterpart_exists_and_is_none_of_the_known_flags() -> None:
     ("arguments", "words"),
     [
         (["trian"], "trian is no command: train, .*; did you mean train.*sp-yolo --help"),
+        (["detect"], "did you mean predict"),
+        (["test"], "did you mean val"),
         (["--data", "x.yaml"], "required: COMMAND"),
         ([], "required: COMMAND"),
     ],

@@ -15,6 +15,8 @@ import yaml
 from sp_yolo.config.text import NotText, read_text
 from sp_yolo.errors import UserError
 
+# Recipes of version 0.1 -> what replaces them.
+FORMER = {f"{name}.{size}.yaml": f"{name}.yaml" for name in ("sp", "sgd", "adamw") for size in ("tiny", "p5", "p6")}
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Where hyp/, data/ and studies/ are: an installed copy has them inside the package (setup.cfg, package_dir).
 SHIPPED = CHECKOUT if (CHECKOUT / "setup.cfg").is_file() else CHECKOUT / "sp_yolo" / "shipped"
@@ -141,6 +143,8 @@ def find_file(name: str | os.PathLike[str], folder: str) -> Path:
         with contextlib.suppress(OSError):  # such as a name too long for the file system
             if candidate.is_file():
                 return candidate
+    if given.name in FORMER:
+        raise UserError(f"{given}: no such file; version 0.2 has {FORMER[given.name]} for all model sizes")
     known = sorted({file.name for shelf in shelves if shelf.is_dir() for file in shelf.glob("*.yaml")})
     near = difflib.get_close_matches(given.name, known, n=3) or known
     raise UserError(f"{given}: no such file (known in {folder}/: {', '.join(near)})")

@@ -158,7 +158,8 @@ def check_hyperparameter(key: str, value: Any, where: str, known: Iterable[str] 
     if key in FORMER:
         raise UserError(f"{where}: {key} is of an earlier version: {FORMER[key]}")
     if key not in known:
-        raise UserError(f"{where}: unknown hyperparameter {repr(key)[:80]}{did_you_mean(key, known)}")
+        hint = " (did you mean 'lr0'?)" if key in ("lr", "learning_rate") else did_you_mean(key, known)
+        raise UserError(f"{where}: unknown hyperparameter {repr(key)[:80]}{hint}")
     try:
         return HYP_RULES[key].check(value)
     except ValueError as error:

@@ -179,7 +179,8 @@ class SP(Optimizer):
             return
         self._damp(plan, plan.products(finite), finite)
         plan.update(model["gamma"], finite)
-        self._prune(model["k"])
+        if model["open"]:  # a step of lr 0, as torch takes one to make state before it loads some, ranks nothing
+            self._prune(model["k"])
         model["k"] += 1
 
     def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:

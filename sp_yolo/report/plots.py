@@ -116,9 +116,9 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
-    """Raises StorageError where ``path`` cannot be written."""
+    """Write the figure, nothing of it cut off. Raises StorageError where ``path`` cannot be written."""
     try:
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, bbox_inches="tight")
     except OSError as error:
         raise StorageError(f"{path}: picture cannot be written: {error.strerror}") from None
 

@@ -280,3 +280,18 @@ def test_metric_saliency_ranks_by_the_root_of_the_squares():
     params[0].grad = torch.arange(1.0, 65.0).flip(0).view(8, 8)
     optimizer.step()
     assert params[0].flatten().nonzero().flatten().tolist() == list(range(48))
+
+
+def test_a_step_of_rate_zero_prunes_nothing() -> None:
+    """What torch.distributed.checkpoint does to a fresh optimizer so that it has state to load into."""
+    weight = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    optimizer = SP([weight], lr=0.0, sigma=0.5)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.equal(weight, before)
+    optimizer.param_groups[0]["lr"] = 0.1
+    for _ in range(20):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert int((weight == 0).sum()) == 32
