@@ -80,7 +80,7 @@ def run(options: ValOptions) -> int:
     content = read_checkpoint(options.checkpoint)
     trained = _training_options(content)
     settings = _as_trained(options, trained)
-    model = model_from_weights(options.checkpoint)
+    model = model_from_weights(options.checkpoint, content)
     compute = select_compute(options.device, settings.amp)
     dataset, single = _open_data(options, trained, model)
     stride = size_grid(model)

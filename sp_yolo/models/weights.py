@@ -63,13 +63,15 @@ def description(model: DetectionModel) -> dict[str, Any]:
     return {"format": "sp-yolo", "yaml": model.yaml, "names": list(model.names), "nc": model.num_classes}
 
 
-def read_model_file(path: str | os.PathLike[str]) -> StoredModel:
-    """Read the model of a checkpoint: its EMA where it has one, else the model itself.
+def read_model_file(path: str | os.PathLike[str], content: Any = None) -> StoredModel:
+    """The model of a checkpoint: its EMA where it has one, else the model itself.
+
+    ``content``: what ``read_checkpoint`` gave for ``path``, of who has read it already.
 
     Raises:
         UserError: as ``read_checkpoint``; or there is no model in the file.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path) if content is None else content
     holder: Mapping[str, Any] = {}
     kept = next((key for key in _HOLDERS if isinstance(content, dict) and _may_be_model(content.get(key))), None)
     if kept is not None:
@@ -215,15 +217,16 @@ def _num_classes(state: Mapping[str, Tensor]) -> int:
     return len(own["m.0.bias"]) // own["anchor_grid"].shape[2] - 5
 
 
-def model_from_weights(path: str | os.PathLike[str]) -> DetectionModel:
+def model_from_weights(path: str | os.PathLike[str], content: Any = None) -> DetectionModel:
     """Build the model that a file holds, from the configuration stored with it, and load its weights and class names.
 
     A bare state_dict (no configuration) is recognised when it is one of the packaged models, deployed, fused or not.
+    ``content``: see ``read_model_file``.
 
     Raises:
         UserError: the file is no model, or its configuration is unknown or does not fit its weights.
     """
-    stored = read_model_file(path)
+    stored = read_model_file(path, content)
     classes = _num_classes(stored.state)
     config = stored.config if stored.config is not None else _recognised(stored, classes)
     model = DetectionModel({**config, "nc": classes}, f"configuration in {path}")
