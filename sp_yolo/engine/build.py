@@ -31,7 +31,7 @@ TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a m
 
 def open_dataset(data: str, root: str | None) -> DatasetConfig:
     """The description of a dataset YAML or of a folder; its data generated first where the YAML asks for it."""
-    if Path(data).is_dir() and not root:
+    if os.path.isdir(data) and not root:
         return describe_folder(data)
     refuse_no_description(data)
     dataset = load_dataset_config(data, root)
