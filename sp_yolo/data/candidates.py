@@ -182,7 +182,7 @@ def _image_folder(config: DatasetConfig, split: str, document: Path, file_names:
     for shorten_names in (False, True):
         for place in places:
             names = [os.path.basename(name) if shorten_names else name for name in file_names[:20]]
-            if any((place / name).is_file() for name in names):
+            if any(os.path.isfile(place / name) for name in names):
                 return place
     shown = file_names[0] if file_names else "(the file lists none)"
     raise UserError(f"{document}: its image {shown} is in no usual place; set 'images:' in {config.path}")

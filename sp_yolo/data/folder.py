@@ -66,7 +66,7 @@ def refuse_no_description(data: str) -> None:
     path = Path(data)
     suffix = path.suffix.lower()
     where = f"{data}: the data are described by a YAML or by their folder"
-    if not path.is_file() or suffix in (".yaml", ".yml"):
+    if not os.path.isfile(path) or suffix in (".yaml", ".yml"):
         return
     if suffix in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
         raise UserError(f"{where}; this is an archive: unpack it and give the folder")

@@ -75,7 +75,7 @@ def _moved(line: str, homes: Sequence[Path]) -> str:
     for start in range(1, len(parts)):
         for home in homes:
             path = home.joinpath(*parts[start:])
-            if ".." not in parts[start:] and path.is_file():
+            if ".." not in parts[start:] and os.path.isfile(path):  # Path's raises at a name too long
                 return os.path.abspath(path)
     return ""
 

@@ -27,7 +27,7 @@ def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
         path = Path(source)
         if source.isdecimal() or "://" in source:
             videos.append(source)
-        elif path.is_file() and path.suffix.lower() == ".txt":
+        elif os.path.isfile(path) and path.suffix.lower() == ".txt":
             more_images, more_videos = find_sources(_listed(path))
             images += more_images
             videos += more_videos
@@ -45,7 +45,7 @@ def _found(source: str) -> tuple[list[Path], list[str]]:
         UserError: there are none.
     """
     given = Path(source)
-    matches = [given] if given.exists() else sorted(map(Path, glob.glob(source, recursive=True)))
+    matches = [given] if os.path.exists(given) else sorted(map(Path, glob.glob(source, recursive=True)))
     files: dict[str, Path] = {}  # by what links lead to: a glob follows them round and round
     listed: list[Path] = []
     for match in matches:
@@ -63,10 +63,10 @@ def _found(source: str) -> tuple[list[Path], list[str]]:
     moving = [str(file) for file in files.values() if file.suffix.lower() in VIDEO_EXTENSIONS]
     still = [file for file in files.values() if file.suffix.lower() not in VIDEO_EXTENSIONS and is_image_name(file)]
     if not still and not moving:
-        if given.is_file() and cv2.VideoCapture(source).isOpened():  # whatever it is called
+        if os.path.isfile(given) and cv2.VideoCapture(source).isOpened():  # whatever it is called
             return [], [source]
         known = f"{given.suffix or 'a file without extension'} is no format that is read here"
-        raise UserError(f"--source {source}: {known if given.is_file() else 'no image or video there'}")
+        raise UserError(f"--source {source}: {known if os.path.isfile(given) else 'no image or video there'}")
     return still, moving
 
 
@@ -85,5 +85,5 @@ def _listed(path: Path) -> list[str]:
         raise UserError(f"--source {path}: lists nothing to detect on")
     if nested := next((entry for entry in entries if entry.lower().endswith(".txt")), ""):
         raise UserError(f"--source {path}: lists {nested}, another list")
-    beside = {entry for entry in entries if not Path(entry).exists() and (path.parent / entry).exists()}
+    beside = {entry for entry in entries if not os.path.exists(entry) and os.path.exists(path.parent / entry)}
     return [str(path.parent / entry) if entry in beside else entry for entry in entries]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class MeasuredSplit:
 
 def open_dataset(data: str, root: str = "") -> DatasetConfig:
     """The description of a dataset YAML or of a folder; its data generated first where the YAML asks for it."""
-    if Path(data).is_dir() and not root:
+    if os.path.isdir(data) and not root:  # where a name is too long Path raises
         return describe_folder(data)
     refuse_no_description(data)
     dataset = load_dataset_config(data, root or None)

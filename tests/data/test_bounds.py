@@ -18,6 +18,8 @@ from sp_yolo.data import coco_objects, json_lists, labels_coco, labels_voc, list
 from sp_yolo.data.index import scan
 from sp_yolo.data.json_lists import read_lists
 from sp_yolo.data.labels_coco import read_coco
+from sp_yolo.data.sources import find_sources
+from sp_yolo.engine.splits import open_dataset
 from sp_yolo.errors import EnvironmentFault, UserError
 
 VALUES = st.recursive(
@@ -83,6 +85,8 @@ def test_an_entry_without_end_is_given_up_early(tmp_path: Path, monkeypatch: pyt
 READING = """
 import resource, sys
 from sp_yolo.data.labels_coco import read_coco
+from sp_yolo.data.sources import find_sources
+from sp_yolo.engine.splits import open_dataset
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = read_coco(sys.argv[1], ["a"])
 print(sum(len(image.rows) for image in found.images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -178,3 +182,23 @@ def test_a_list_whose_lines_lead_nowhere_lists_each_folder_once(
     monkeypatch.setattr(lists, "LIST_BYTES", 10)
     with pytest.raises(UserError, match=r"train\.txt: expected one image path per line: \d+ bytes, at most 10 are"):
         lists.read_list(tmp_path / "train.txt", tmp_path, [])
+
+
+def test_names_that_no_system_has(tmp_path: Path) -> None:
+    """Too long for a file system: nothing is found there, and it is said in one line."""
+    name = "x" * 5000
+    (tmp_path / "train.txt").write_text(f"data/{name}.jpg\nb/{name}\n")
+    document = {**coco_document(), "images": [{"id": 5, "file_name": f"{name}.jpg"}]}
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    entries = ("train.txt", "train.json", name, f"/{name}/a/b")
+    texts = (*(f"train: {entry}" for entry in entries), f"path: {name}\ntrain: a")
+    for text in texts:
+        (tmp_path / "x.yaml").write_text(f"{text}\nnames: [a, b]\n")
+        with pytest.raises(UserError) as caught:
+            scan(open_dataset(str(tmp_path / "x.yaml")), "train")
+        assert "\n" not in str(caught.value)
+    for source in (name, f"{name}.jpg", f"{name}/*.jpg"):
+        with pytest.raises(UserError, match="no image or video there"):
+            find_sources([source])
+    with pytest.raises(UserError, match="no such file"):
+        open_dataset(name)
