@@ -56,6 +56,20 @@ class OutputOptions:
     save_conf: bool = option(False, "confidence as the last column of the txt files")
 
 
+class FreeNames:
+    """Called with a name it gives that name, or with a number behind it where it was given before.
+
+    Images of one name in several folders must not overwrite each other.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        self._counts[name] = count = self._counts.get(name, 0) + 1
+        return name if count == 1 else self(f"{name}_{count}")
+
+
 def yolo_lines(rows: torch.Tensor, original_hw: tuple[int, int], with_confidence: bool) -> str:
     """Detections [k, 6] (xyxy in original px, score, class) as lines of a YOLO label file, best detection last."""
     height, width = original_hw

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from sp_yolo.commands.inference import SHARE, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.commands.inference import SHARE, FreeNames, InferenceOptions, OutputOptions, yolo_lines
 from sp_yolo.config import REQUIRED, Rule, option
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.sources import find_sources
@@ -77,17 +77,8 @@ class _Output:
         self.options, self.detector = options, detector
         self.folder = RunDir.create(options.project, options.name, options.exist_ok)
         self.records: list[dict[str, Any]] = []
-        self.stems: set[str] = set()
+        self.free_stem = FreeNames()
         self.video: cv2.VideoWriter | None = None
-
-    def free_stem(self, stem: str) -> str:
-        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
-        number, free = 1, stem
-        while free in self.stems:
-            number += 1
-            free = f"{stem}_{number}"
-        self.stems.add(free)
-        return free
 
     def add(self, title: str, stem: str, image: np.ndarray, rows: torch.Tensor, seconds: float) -> np.ndarray:
         """Record one image or frame, print its line; returns the drawing."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sp_yolo.commands.inference import SHARE, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.commands.inference import SHARE, FreeNames, InferenceOptions, OutputOptions, yolo_lines
 from sp_yolo.config import DatasetConfig, Rule, option
 from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import round_up, size_grid
@@ -211,7 +211,7 @@ class _TextFiles:
 
     def __init__(self, folder: Path, with_confidence: bool) -> None:
         self.folder, self.with_confidence = folder, with_confidence
-        self._taken: dict[str, int] = {}
+        self._free_stem = FreeNames()
         folder.mkdir(exist_ok=True)
 
     def write(self, batch: Batch, found: list[torch.Tensor]) -> None:
@@ -220,8 +220,3 @@ class _TextFiles:
             lines = yolo_lines(rows, meta.original_hw, self.with_confidence)
             stem = self._free_stem(Path(meta.path).stem)
             (self.folder / f"{stem}.txt").write_text(lines, encoding="utf-8")
-
-    def _free_stem(self, stem: str) -> str:
-        """``stem``, or with a number behind it: images of one name in several folders must not overwrite each other."""
-        self._taken[stem] = count = self._taken.get(stem, 0) + 1
-        return stem if count == 1 else self._free_stem(f"{stem}_{count}")

@@ -208,10 +208,10 @@ def checked(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**{key: known[key].check(value) for key, value in values.items()})
 
 
-def add_options(parser: argparse._ActionsContainer, cls: type, *, headings: bool = True) -> None:
-    """Add the flags of an option class, with ``headings`` a group for each base. Absent flags stay absent."""
+def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Add the flags of an option class, a group for each base. Absent flags stay absent."""
     for heading, members in groups(cls):
-        place = parser.add_argument_group(heading) if headings else parser
+        place = parser.add_argument_group(heading)
         for entry in members:
             place.add_argument(*_names(entry), **_argument(entry))
 

@@ -25,9 +25,10 @@ _LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 
 class OptimizerEntry:
     """One optimizer by name.
 
-    ``make(groups, recipe)``: builds it. ``hyp``: its recipe in hyp/ for detectors, "" where it has none.
-    ``classifier``: its hyperparameters for classifiers where they differ from what all share; ``grid``: the learning
-    rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the first of its betas.
+    ``make(groups, recipe)``: builds it over the groups of ``build_param_groups``. ``hyp``: its recipe in hyp/ for
+    detectors, "" where it has none. ``classifier``: its hyperparameters for classifiers where they differ from what all
+    share; ``grid``: the learning rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the first
+    of its betas.
     """
 
     make: Callable[[Groups, OptimizerRecipe], torch.optim.Optimizer]
@@ -56,16 +57,21 @@ def _make_sp(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
     )
 
 
+def _without_sp(groups: Groups) -> Groups:
+    """The groups with what every optimizer of torch understands, without SP's settings."""
+    return [{key: group[key] for key in ("params", "name", "weight_decay")} for group in groups]
+
+
 def _make_sgd(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=recipe.lr0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    return torch.optim.SGD(_without_sp(groups), lr=recipe.lr0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def _make_adam(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+    return torch.optim.Adam(_without_sp(groups), lr=recipe.lr0, betas=(recipe.momentum, 0.999))
 
 
 def _make_adamw(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+    return torch.optim.AdamW(_without_sp(groups), lr=recipe.lr0, betas=(recipe.momentum, 0.999))
 
 
 # A classifier has SP's own defaults, for sp-paper the lr and sigma of its authors' example, for AdamW its usual decay.
@@ -115,7 +121,7 @@ def _entry_of(name: str, kind: type[torch.optim.Optimizer]) -> OptimizerEntry:
 
     def make(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
         try:
-            return kind(groups, lr=recipe.lr0)  # type: ignore[call-arg]
+            return kind(_without_sp(groups), lr=recipe.lr0)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None
 
@@ -140,20 +146,15 @@ def build_optimizer(
     Raises:
         UserError: see :func:`find_optimizer`; one that cannot be built from a learning rate alone.
     """
-    entry = find_optimizer(name)
-    if entry.make is _make_sp:
-        groups = build_param_groups(
-            model,
-            weight_decay=weight_decay,
-            sigma_backbone=recipe.sp_sigma_backbone,
-            sigma_head=recipe.sp_sigma_head,
-            total_steps=total_steps,
-            check_finite=check_finite,
-        )
-        return _make_sp(groups, recipe)
-    keep = ("params", "name", "weight_decay")
-    groups = build_param_groups(model, weight_decay=weight_decay)
-    return entry.make([{key: group[key] for key in keep} for group in groups], recipe)
+    groups = build_param_groups(
+        model,
+        weight_decay=weight_decay,
+        sigma_backbone=recipe.sp_sigma_backbone,
+        sigma_head=recipe.sp_sigma_head,
+        total_steps=total_steps,
+        check_finite=check_finite,
+    )
+    return find_optimizer(name).make(groups, recipe)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, plan: StepPlan, *, momentum: bool = True, betas: bool = True) -> None:

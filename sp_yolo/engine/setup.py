@@ -35,7 +35,8 @@ from sp_yolo.runtime.folder import RunDir
 
 @dataclass
 class Run:
-    """All that one run is made of. ``told``: its options and recipe as plain values, for files and checkpoints.
+    """All that one run is made of. ``options``: with every value filled in; ``told``: they and the recipe as plain
+    values, for files and checkpoints.
 
     ``network``: ``state.model`` as it is called in training, wrapped for several processes and --compile.
     ``val_loss``: of the validation, which matches by anchors alone.
@@ -43,6 +44,7 @@ class Run:
 
     world: World
     compute: Compute
+    options: Config
     size: RunSize
     told: Content
     recipe_path: str
@@ -107,6 +109,7 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
         return Run(
             world=world,
             compute=plan.compute,
+            options=config,
             size=size,
             told=told,
             recipe_path=plan.chosen.path,

@@ -38,7 +38,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.world = join_world()
         self.run: Run = set_up(config, self.world, self.say)
-        self.options = load_config(**self.run.told["config"])
+        self.options = self.run.options
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
 
     @classmethod
