@@ -135,6 +135,15 @@ def test_a_recipe_of_the_version_before_is_answered_by_its_successor() -> None:
         load_recipe("hyp/sp.p5.yaml")
 
 
+def test_generated_data_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the checkout holds some: what a program prints and what it makes are in the same place."""
+    (tmp_path / "checkout" / "data" / "toy").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr("sp_yolo.config.dataset.CHECKOUT", tmp_path / "checkout")
+    monkeypatch.chdir(tmp_path / "work")
+    assert load_dataset_config("data/toy.yaml").root == (tmp_path / "work" / "data" / "toy").resolve()
+
+
 def test_dataset_paths_and_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("one/images/train", "one/images/val", "two/images/train", "two/images/val"):
         (tmp_path / folder).mkdir(parents=True)

@@ -137,8 +137,9 @@ def _dataset_root(source: YamlDict, override: str | None, notes: list[str]) -> t
         where = source.where("root" if "root" in source else "path")
         root = as_path(text, where)
         home = source.path.resolve().parent
-        if not root.is_absolute() and ("root" in source or "path" in source):
-            # Exporters mean the YAML's folder, the original the working directory, our own YAMLs the checkout.
+        if "generate" not in source and not root.is_absolute() and ("root" in source or "path" in source):
+            # Exporters mean the YAML's folder, the original the working directory, our own YAMLs the checkout; what is
+            # generated lies in the working directory, also beside a checkout that holds it already.
             text = text.replace("\\", "/")
             beside = [base / text for base in (home, Path.cwd(), CHECKOUT)]
             beside += [home.parent / text] if Path(text).parts[:1] == (home.name,) else []
