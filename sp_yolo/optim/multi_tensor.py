@@ -14,6 +14,9 @@ from torch import Tensor
 from sp_yolo.optim.batch import Batch, flat, like_parameter
 from sp_yolo.optim.damping import FISHER_FLOOR
 
+# Elements of a run that are summed in one go.
+PIECE = 256
+
 
 class MultiTensor:
     """The multi-tensor path as the optimizer runs it."""
@@ -32,7 +35,10 @@ class MultiTensor:
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         self.zero, self.one = torch.zeros((), **options), torch.ones((), **options)
         self.rate = torch.empty((), **options)
-        self.segments = torch.tensor(batch.lengths, device=self.device)
+        # A run is summed in pieces, then their sums: a GPU's segment_reduce gives a whole segment to one thread.
+        pieces = [[PIECE] * (n // PIECE) + [n % PIECE] * (n % PIECE > 0) for n in batch.lengths]
+        self.pieces = torch.tensor([n for piece in pieces for n in piece], device=self.device)
+        self.segments = torch.tensor([len(piece) for piece in pieces], device=self.device)
         # Of sums whose last is the number of elements.
         self.scales = batch.scales.expand(-1, 5)
         self.bounds = [0, *accumulate(batch.lengths)]
@@ -187,7 +193,8 @@ class MultiTensor:
 
     def _sums(self, products: Tensor) -> Tensor:
         """[T, k]: sums of the products [M, k] over the run of each tensor."""
-        return torch.segment_reduce(products, "sum", lengths=self.segments, unsafe=True)
+        parts = torch.segment_reduce(products, "sum", lengths=self.pieces, unsafe=True)
+        return torch.segment_reduce(parts, "sum", lengths=self.segments, unsafe=True)
 
 
 def _zero_unless(finite: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -99,9 +99,10 @@ def test_watch_on_a_gpu_asks_without_waiting_and_drains() -> None:
         raise Found(names, iteration, batch)
 
     watch = FiniteWatch(fault)
+    values = [torch.tensor([float("nan") if iteration == 1 else 1.0], device="cuda") for iteration in range(LAG)]
     torch.cuda._sleep(10**9)  # the GPU is busy: nothing can be answered yet
     for iteration in range(LAG):
-        watch.look(["a"], torch.tensor([float("nan") if iteration == 1 else 1.0], device="cuda"), iteration, iteration)
+        watch.look(["a"], values[iteration], iteration, iteration)
     with pytest.raises(Found) as caught:
         watch.drain()
     assert caught.value.args == (["a"], 1, 1)

@@ -122,7 +122,8 @@ def test_multi_tensor_step_is_a_few_operations(yolov7, metric, capturable, look)
     adamw.step()
     print(f"{len(yolov7)} tensors: SP {calls.number()}, AdamW {calls_of(adamw).number()}: {calls.names}")
     assert len(yolov7) > 250
-    assert calls.number() <= 60
+    # Both sums take two operations: segment_reduce in one takes 65 ms of yolov7's on a GPU.
+    assert calls.number() <= 60 + 2 * (look and capturable)
     assert calls.waits() == 0
 
 
@@ -156,7 +157,8 @@ if torch.cuda.is_available():
         optimizer = SP(model.parameters(), sigma=0.5, every=2)
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-        optimizer.step()
+        for _ in range(4):  # the first masks appear; a new plan sends its numbers to the device
+            optimizer.step()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(4):
