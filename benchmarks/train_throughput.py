@@ -2,12 +2,15 @@
 
     python benchmarks/train_throughput.py      # yolov7-tiny 320 px, batch 16: shares of a step
     python benchmarks/train_throughput.py --original PYTHON --models yolov7-tiny:320:16 yolov7:320:8 --rounds 3
+    python benchmarks/train_throughput.py --device 0 --models yolov7:640:16 --ultralytics yolo11n --steps 60
 
 ``--original`` is an interpreter that can import the package ``yolov7`` of PyPI's yolov7detect, or the folder of a
 checkout (run by this interpreter). Its own train.py is run with its own SGD and sp_yolo.plugins' compatibility patches.
 Both get the same images, labels, batch size, recipe and number of threads, and take turns: ours, original, ours,
 original. A step lasts from the end of one backward pass to the end of the next, in both taken by the same hook on
-torch.Tensor.backward; the first ``--warmup`` steps are dropped, and after ``--steps`` more the process is ended.
+torch.Tensor.backward; the first ``--warmup`` steps are dropped, and after ``--steps`` more the process is ended. A GPU
+is waited for only at both ends of what is measured. ``--stages`` waits for it after each stage: what a stage costs
+there, at the price of the overlap. ``--ultralytics`` trains its models from scratch, as they come, on the same images.
 Printed per model: images/s (median over the rounds of each round's mean, and its range), the ratio of each round, ms
 per step by stage of ours, and peak memory: the training process's peak RSS plus the private memory of its loader
 processes.
@@ -38,11 +41,18 @@ MIB = 2**20
 
 
 # ------------------------------------------------------------------------------------------------ the measured process
+def synchronise() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class StepClock:
     """Times of the ends of backward passes; after ``steps`` of them the report is written and the process ended."""
 
-    def __init__(self, report: Path, steps: int) -> None:
-        self.report, self.steps = report, steps
+    def __init__(self, report: Path, warmup: int, steps: int, wait: bool) -> None:
+        self.report, self.warmup, self.steps, self.wait = report, warmup, warmup + steps, wait
         self.ends: list[float] = []
         self.stages: list[dict[str, float]] = []  # seconds of each stage up to each end
         self.total = dict.fromkeys(STAGES, 0.0)
@@ -51,6 +61,8 @@ class StepClock:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
+        if self.wait:
+            synchronise()
         self.total[name] += time.perf_counter() - started
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,8 +79,8 @@ class StepClock:
 
         def timed_backward(*args: Any, **kwargs: Any) -> None:
             backward(*args, **kwargs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if len(self.ends) + 1 in (self.warmup, self.steps):
+                synchronise()
             self.ends.append(time.perf_counter())
             self.stages.append(dict(self.total))
             if len(self.ends) == self.steps:
@@ -101,7 +113,8 @@ def run_ours(clock: StepClock, arguments: list[str]) -> None:
     fit = Trainer.fit
 
     def watched(trainer: Any) -> dict[str, Any]:
-        batches = trainer.loader.epoch
+        run = trainer.run
+        batches = run.train.loader.epoch
 
         def timed_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
             source = batches(*args, **kwargs)
@@ -112,11 +125,11 @@ def run_ours(clock: StepClock, arguments: list[str]) -> None:
                     return
                 yield batch
 
-        trainer.loader.epoch = timed_batches
-        trainer.network.forward = clock.timed("forward", trainer.network.forward)
-        trainer.step.loss = clock.timed("loss", trainer.step.loss)
-        trainer.state.optimizer.step = clock.timed("optimizer", trainer.state.optimizer.step)
-        trainer.state.ema.update = clock.timed("ema", trainer.state.ema.update)
+        run.train.loader.epoch = timed_batches
+        run.network.forward = clock.timed("forward", run.network.forward)
+        run.step.loss = clock.timed("loss", run.step.loss)
+        run.state.optimizer.step = clock.timed("optimizer", run.state.optimizer.step)
+        run.state.ema.update = clock.timed("ema", run.state.ema.update)
         return fit(trainer)
 
     Trainer.fit = watched  # type: ignore[method-assign]
@@ -136,6 +149,15 @@ def run_original(checkout: str, arguments: list[str]) -> None:
             runpy.run_path(str(Path(checkout) / "train.py"), run_name="__main__")
         else:
             runpy.run_module("yolov7.train", run_name="__main__", alter_sys=True)
+
+
+def run_ultralytics(model: str, arguments: list[str]) -> None:
+    """Its trainer on the same data, from scratch, with its own settings and no validation."""
+    from ultralytics import YOLO
+
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    numbers: dict[str, Any] = {key: int(settings.pop(key)) for key in ("imgsz", "batch", "workers")}
+    YOLO(f"{model}.yaml").train(**settings, **numbers, epochs=300, val=False, plots=False, exist_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------- the measuring process
@@ -216,14 +238,20 @@ def measure(who: str, setting: dict[str, Any], folder: Path, options: argparse.N
     python = original if who == "original" and not checkout else sys.executable
     report = folder / "report.json"
     report.unlink(missing_ok=True)
-    steps = options.warmup + options.steps
-    arguments = ["--weights", "", "--cfg", str(setting["cfg"]), "--data", str(folder / "data.yaml"), "--epochs", "300"]
-    arguments += ["--hyp", str(REPOSITORY / "hyp" / f"hyp.scratch.{setting['size']}.yaml"), "--noautoanchor"]
-    arguments += ["--batch-size", str(setting["batch"]), "--img-size", *[str(setting["img"])] * 2]
-    arguments += ["--device", options.device, "--workers", str(options.workers), "--name", "run", "--exist-ok"]
-    arguments += ["--project", str(folder / who), *(options.flags if who == "ours" else [])]
-    child = [str(Path(__file__).resolve()), "--child", who, str(report), str(steps), checkout, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "disabled"}
+    data = str(folder / "data.yaml")
+    if who in options.ultralytics:
+        arguments = [f"data={data}", f"imgsz={setting['img']}", f"batch={setting['batch']}", f"device={options.device}"]
+        arguments += [f"workers={options.workers}", f"project={folder / who}"]
+    else:
+        arguments = ["--weights", "", "--cfg", str(setting["cfg"]), "--data", data, "--epochs", "300"]
+        arguments += ["--hyp", str(REPOSITORY / "hyp" / f"hyp.scratch.{setting['size']}.yaml"), "--noautoanchor"]
+        arguments += ["--batch-size", str(setting["batch"]), "--img-size", *[str(setting["img"])] * 2]
+        arguments += ["--device", options.device, "--workers", str(options.workers), "--name", "run", "--exist-ok"]
+        arguments += ["--project", str(folder / who), *(options.flags if who == "ours" else [])]
+    numbers = map(str, (options.warmup, options.steps, int(options.stages)))
+    child = [str(Path(__file__).resolve()), "--child", who, str(report), *numbers, checkout, *arguments]
+    paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "WANDB_MODE": "disabled"}
     if options.threads:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
     with open(folder / "output.txt", "w+") as output:
@@ -260,7 +288,7 @@ def compare(name: str, options: argparse.Namespace, folder: Path, classes: int) 
     model, img, batch = name.split(":")
     size = "tiny" if "tiny" in model else "p5"
     setting = {"cfg": write_model(folder, model, classes), "img": int(img), "batch": int(batch), "size": size}
-    who = ("ours", "original") if options.original else ("ours",)
+    who = ("ours", *(["original"] if options.original else []), *options.ultralytics)
     found: dict[str, list[dict[str, Any]]] = {each: [] for each in who}
     for _ in range(options.rounds):
         for each in who:
@@ -293,11 +321,13 @@ def compare(name: str, options: argparse.Namespace, folder: Path, classes: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", metavar="PYTHON|DIR", help="compare with the original YOLOv7")
+    parser.add_argument("--ultralytics", nargs="*", default=[], metavar="MODEL", help="such as yolov8n yolo11n")
     parser.add_argument("--models", nargs="+", default=["yolov7-tiny:320:16"], metavar="NAME:PX:BATCH")
     parser.add_argument("--data", default="", help="dataset YAML; default: generated pictures of 416 px")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=3, help="steps before those that are measured")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--stages", action="store_true", help="wait for the GPU after each stage")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--workers", type=int, default=8, help="--workers of both trainers (8 is both's default)")
     parser.add_argument("--device", default="cpu")
@@ -317,10 +347,13 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        role, path, count, checkout, *rest = sys.argv[2:]
-        watch = StepClock(Path(path), int(count))
+        role, path, dropped, counted, wait, checkout, *rest = sys.argv[2:]
+        watch = StepClock(Path(path), int(dropped), int(counted), wait == "1")
         watch.install()
         if role == "ours":
             run_ours(watch, rest)
-        run_original(checkout, rest)
+        elif role == "original":
+            run_original(checkout, rest)
+        else:
+            run_ultralytics(role, rest)
     main()
