@@ -17,7 +17,7 @@ from sp_yolo.config import read_yaml
 from sp_yolo.errors import UserError
 from sp_yolo.models import build_model
 from sp_yolo.models.grammar import PACKAGED
-from sp_yolo.models.weights import description
+from sp_yolo.models.weights.transfer import description
 
 GOOD = "0 0.3 0.3 0.2 0.25\n1 0.7 0.6 0.3 0.35\n"
 

@@ -17,7 +17,7 @@ from sp_yolo.data.augment import Sample
 from sp_yolo.data.cache import AUTO_SHARE, MEMORY_SHARE, DiskCache, MemoryCache, free_memory
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
-from sp_yolo.data.labels import CROWD
+from sp_yolo.data.labels.common import CROWD
 from sp_yolo.data.paste import collect_crops, copy_paste, draw_copy_paste, paste_in
 from sp_yolo.errors import UserError
 

@@ -14,10 +14,10 @@ from sp_yolo.config.dataset import read_names
 from sp_yolo.config.text import LABEL_BYTES, NotText, encoding_of, read_text
 from sp_yolo.data.candidates import COCO_NAME, list_candidates
 from sp_yolo.data.files import is_system_name, list_images
-from sp_yolo.data.foreign import find_foreign, foreign_words
 from sp_yolo.data.images import EXTENSIONS, is_image_name
-from sp_yolo.data.labels_coco import read_categories
-from sp_yolo.data.labels_voc import names_in
+from sp_yolo.data.labels.coco import read_categories
+from sp_yolo.data.labels.foreign import find_foreign, foreign_words
+from sp_yolo.data.labels.voc import names_in
 from sp_yolo.errors import UserError
 
 _CALLED = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -16,11 +16,12 @@ import numpy as np
 
 from sp_yolo.config import SPLITS, DatasetConfig
 from sp_yolo.data.candidates import Candidate, Candidates, list_candidates
-from sp_yolo.data.foreign import find_foreign, foreign_words
 from sp_yolo.data.images import ImageFault, read_size
-from sp_yolo.data.labels import CROWD, LabelFile, Problems, Segments, read_yolo, survey_rows
-from sp_yolo.data.labels_coco import CocoImage, coco_labels
-from sp_yolo.data.labels_voc import read_voc
+from sp_yolo.data.labels.coco import CocoImage, coco_labels
+from sp_yolo.data.labels.common import CROWD, LabelFile, Problems, Segments
+from sp_yolo.data.labels.foreign import find_foreign, foreign_words
+from sp_yolo.data.labels.voc import read_voc
+from sp_yolo.data.labels.yolo import read_yolo, survey_rows
 from sp_yolo.data.tally import NO_FILE, UNKNOWN_CLASS, UNREAD_IMAGE, Tally
 from sp_yolo.errors import UserError
 

@@ -1,9 +1,9 @@
 """A model configuration -> the network that turns images into raw predictions; and its weights, from any file."""
 
 from sp_yolo.models.build import DetectionModel, build_model
-from sp_yolo.models.checkpoints import read_checkpoint
 from sp_yolo.models.deploy import deploy
-from sp_yolo.models.weights import TransferReport, description, follow_names, load_weights, model_from_weights
+from sp_yolo.models.weights.checkpoints import read_checkpoint
+from sp_yolo.models.weights.transfer import TransferReport, description, follow_names, load_weights, model_from_weights
 
 __all__ = [
     "DetectionModel",

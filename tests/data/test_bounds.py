@@ -14,10 +14,11 @@ from data_builders import coco_document, coco_set, voc_set, yolo_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sp_yolo.data import coco_objects, json_lists, labels_coco, labels_voc, lists
+from sp_yolo.data import lists
 from sp_yolo.data.index import scan
-from sp_yolo.data.json_lists import read_lists
-from sp_yolo.data.labels_coco import read_coco
+from sp_yolo.data.labels import coco, coco_objects, json_lists, voc
+from sp_yolo.data.labels.coco import read_coco
+from sp_yolo.data.labels.json_lists import read_lists
 from sp_yolo.data.sources import find_sources
 from sp_yolo.engine.splits import open_dataset
 from sp_yolo.errors import EnvironmentFault, UserError
@@ -84,7 +85,7 @@ def test_an_entry_without_end_is_given_up_early(tmp_path: Path, monkeypatch: pyt
 
 READING = """
 import resource, sys
-from sp_yolo.data.labels_coco import read_coco
+from sp_yolo.data.labels.coco import read_coco
 from sp_yolo.data.sources import find_sources
 from sp_yolo.engine.splits import open_dataset
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -115,7 +116,7 @@ def test_too_many_annotations_or_images_or_no_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(coco_objects, "MOST_ANNOTATIONS", 2)
     with pytest.raises(UserError, match=r"x\.json: more than 2 annotations: divide the file"):
         read_coco(path, ["a"])
-    monkeypatch.setattr(labels_coco, "MOST_IMAGES", 1)
+    monkeypatch.setattr(coco, "MOST_IMAGES", 1)
     with pytest.raises(UserError, match=r"x\.json: more than 1 images: divide the file"):
         read_coco(path, ["a"])
     monkeypatch.undo()
@@ -151,9 +152,9 @@ def test_a_million_rows_of_one_image(tmp_path: Path) -> None:
 def test_a_million_objects_of_one_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xml: str, words: str, elements: int
 ) -> None:
-    if elements < labels_voc.MOST_ELEMENTS:
-        monkeypatch.setattr(labels_voc, "MOST_ELEMENTS", elements)
-        monkeypatch.setattr(labels_voc, "MOST_OBJECTS", elements // 10)
+    if elements < voc.MOST_ELEMENTS:
+        monkeypatch.setattr(voc, "MOST_ELEMENTS", elements)
+        monkeypatch.setattr(voc, "MOST_OBJECTS", elements // 10)
     count = elements // 10 + 1 if "object/" in xml else elements
     config = voc_set(tmp_path, {"good": "<object><name>a</name><bndbox/></object>", "huge": xml * count, "none": ""})
     started = time.process_time()

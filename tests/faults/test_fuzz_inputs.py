@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from test_fuzz import COCO, CONFIG, VOC, YOLO, encoded, with_own_errors
 
 from sp_yolo.data import describe_folder
-from sp_yolo.data.foreign import foreign_words
 from sp_yolo.data.images import ImageFault, read_image, read_size
 from sp_yolo.data.index import scan
+from sp_yolo.data.labels.foreign import foreign_words
 from sp_yolo.data.lists import read_list
 
 LINES = st.lists(

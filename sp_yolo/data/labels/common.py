@@ -1,4 +1,4 @@
-"""Annotation files -> checked boxes. Here: the common types and YOLO txt; VOC and COCO have files of their own.
+"""What the readers of all formats share: the objects of an image, what was wrong in a file, the rules of pixel boxes.
 
 A bad row is dropped, counted by its reason and reported once per file with file:line; the image stays. With
 ``compat`` one bad row excludes the whole image.
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sp_yolo.config.text import LABEL_BYTES, NotText, read_text
-from sp_yolo.data.rows import ROUNDING, BadRow, RowRules, is_sure_polygon, parse_row
+from sp_yolo.config.text import LABEL_BYTES
 
 Segments = list[np.ndarray]  # one [k, 2] float32 polygon per box, [0, 2] where the box has none
 
@@ -52,11 +51,18 @@ class Problems:
 
 
 MOST_OBJECTS = 100_000  # on one image; the largest aerial pictures have some 20,000
-# Label files looked at, rows of each; rows from which on "all alike" means something.
+ROUNDING = 0.01  # of the image: by so much coordinates may leave it and are cut, as rounding to pixels makes them
 FAR_OUTSIDE = "box leads out of the image"
-SURVEYED, FIRST_ROWS, FEW_ROWS = 500, 1000, 2
 # Last column of ``truth``: one detection on a difficult object is excused, on a crowd any number.
 DIFFICULT, CROWD = 1.0, 2.0
+
+
+class BadRow(ValueError):
+    """One object cannot be used: a fixed phrase to count by, and the value with its rule."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 @dataclass
@@ -94,70 +100,6 @@ def shorten(value: object, limit: int = 40) -> str:
     """``value`` for an error message: one line, at most ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def read_yolo(
-    path: str | Path, num_classes: int, *, compat: bool = False, keypoints: int = 0, ambiguous: str = "refuse"
-) -> LabelFile:
-    """Read a YOLO txt file: per line ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 ...``, normalised.
-
-    Whether a row is a box or a polygon is decided per line; with ``compat`` one row of more than 8 numbers makes every
-    row of the file a polygon. A missing file gives no rows: a background image. ``keypoints`` and
-    ``ambiguous`` as in ``RowRules``.
-    """
-    result = LabelFile(empty_labels())
-    try:
-        text = read_text(path, LABEL_BYTES)
-    except FileNotFoundError:
-        return result
-    except (OSError, NotText) as error:
-        result.give_up(str(path), "unreadable label file", fault_words(error), count_lines(path))
-        return result
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line and not line.isspace()]
-    if len(lines) > MOST_OBJECTS:
-        result.give_up(f"{path}:{lines[MOST_OBJECTS][0]}", *too_many(len(lines)), len(lines))
-        return result
-    polygons = compat and any(len(line.split()) > 8 for _, line in lines)
-    rules = RowRules(num_classes, keypoints, ambiguous, polygons, compat)
-    labels: list[Sequence[float]] = []
-    segments: Segments = []
-    seen: set[tuple[float, ...]] = set()
-    for number, line in lines:
-        where, tokens = f"{path}:{number}", line.split()
-        try:
-            row = parse_row(tokens, rules)
-            key = (*row.values, *row.polygon.ravel().tolist())
-            if key in seen:
-                raise BadRow("duplicate", "the same row stands above")
-        except BadRow as bad:
-            result.problems.add(where, bad.reason, bad.detail)
-            continue
-        if row.note:
-            result.problems.note(where, row.note, f"{len(tokens)} columns")
-        seen.add(key)
-        labels.append(row.values)
-        segments.append(row.polygon)
-    if labels:
-        result.labels = np.array(labels, np.float32)
-        result.segments = segments if any(len(polygon) for polygon in segments) else None
-    return result
-
-
-def survey_rows(paths: Sequence[str | Path]) -> str:
-    """What rows are that may be polygons as well as boxes with keypoints, by the company they keep in a sample of the
-    label files of a data set: "polygon", "keypoints", or "refuse" where both stand side by side."""
-    sure = unsure = 0
-    for path in paths[:: max(len(paths) // SURVEYED, 1)]:
-        try:
-            text = read_text(path, LABEL_BYTES)
-        except (OSError, NotText):
-            continue
-        for line in text.split("\n", FIRST_ROWS)[:FIRST_ROWS]:
-            verdict = is_sure_polygon(line.split())
-            sure, unsure = sure + (verdict is True), unsure + (verdict is False)
-    if not unsure:
-        return "refuse"
-    return "keypoints" if not sure and unsure >= FEW_ROWS else "polygon" if sure >= 9 * unsure else "refuse"
 
 
 def count_lines(path: str | Path) -> int:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from sp_yolo.data.cache import free_memory
-from sp_yolo.data.labels import (
+from sp_yolo.data.labels.common import (
     CROWD,
     FAR_OUTSIDE,
     MOST_OBJECTS,
+    ROUNDING,
     LabelFile,
     Segments,
     empty_labels,
@@ -24,7 +25,6 @@ from sp_yolo.data.labels import (
     shorten,
     too_many,
 )
-from sp_yolo.data.rows import ROUNDING
 from sp_yolo.errors import EnvironmentFault, UserError
 
 MOST_ANNOTATIONS = 20_000_000  # of one file; Objects365 has 10 million

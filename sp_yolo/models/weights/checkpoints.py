@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
-from sp_yolo.models.origins import asked_classes, describe_file, describe_program
-from sp_yolo.models.pickles import PickleRefused, StandIn, StorageType, read_pickle
+from sp_yolo.models.weights.origins import asked_classes, describe_file, describe_program
+from sp_yolo.models.weights.pickles import PickleRefused, StandIn, StorageType, read_pickle
 
 MAX_PICKLE_BYTES = 1 << 26  # the pickle of the largest model has 1 MB; its numbers lie outside it
 MAX_MODULES, MAX_DEPTH = 100_000, 32

@@ -14,11 +14,11 @@ from torch import Tensor
 from sp_yolo.errors import UserError
 from sp_yolo.models import grammar
 from sp_yolo.models.build import DetectionModel, build_model
-from sp_yolo.models.checkpoints import classes_of, module_state, read_checkpoint
 from sp_yolo.models.deploy import fuse, is_fused, merged_head
 from sp_yolo.models.heads import IDetect
-from sp_yolo.models.origins import describe_program
-from sp_yolo.models.pickles import PickleRefused, StandIn
+from sp_yolo.models.weights.checkpoints import classes_of, module_state, read_checkpoint
+from sp_yolo.models.weights.origins import describe_program
+from sp_yolo.models.weights.pickles import PickleRefused, StandIn
 
 # Where programs keep the model in a checkpoint, the average before the weights it is of.
 _HOLDERS = ("ema", "model", "model_state_dict", "state_dict", "net")

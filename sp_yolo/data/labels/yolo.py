@@ -1,28 +1,36 @@
-"""One row of a YOLO label file: a box, a box with what detection does not use behind it, or a polygon."""
+"""YOLO txt: each row is a box, a box with what detection does not use behind it, or a polygon."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-ROUNDING = 0.01  # of the image: by so much coordinates may leave it and are cut, as rounding to pixels makes them
+from sp_yolo.config.text import LABEL_BYTES, NotText, read_text
+from sp_yolo.data.labels.common import (
+    MOST_OBJECTS,
+    ROUNDING,
+    BadRow,
+    LabelFile,
+    Segments,
+    count_lines,
+    empty_labels,
+    fault_words,
+    shorten,
+    too_many,
+)
+
 _ROOM = 0.05  # of a box: by so much its keypoints may leave it
 _SPREAD = 0.4  # of a box's sides: keypoints spread over at least so much of them
 _VISIBILITY = frozenset({0.0, 1.0, 2.0})
+# Label files looked at, rows of each; rows from which on "all alike" means something.
+_SURVEYED, _FIRST_ROWS, _FEW_ROWS = 500, 1000, 2
 
 CONFIDENCE, KEYPOINTS = "sixth column (confidence) not used", "keypoints behind the box not used"
-
-
-class BadRow(ValueError):
-    """One object cannot be used: a fixed phrase to count by, and the value with its rule."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,70 @@ class Row(NamedTuple):
     note: str = ""
 
 
+def read_yolo(
+    path: str | Path, num_classes: int, *, compat: bool = False, keypoints: int = 0, ambiguous: str = "refuse"
+) -> LabelFile:
+    """Read a YOLO txt file: per line ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 ...``, normalised.
+
+    Whether a row is a box or a polygon is decided per line; with ``compat`` one row of more than 8 numbers makes every
+    row of the file a polygon. A missing file gives no rows: a background image. ``keypoints`` and
+    ``ambiguous`` as in ``RowRules``.
+    """
+    result = LabelFile(empty_labels())
+    try:
+        text = read_text(path, LABEL_BYTES)
+    except FileNotFoundError:
+        return result
+    except (OSError, NotText) as error:
+        result.give_up(str(path), "unreadable label file", fault_words(error), count_lines(path))
+        return result
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line and not line.isspace()]
+    if len(lines) > MOST_OBJECTS:
+        result.give_up(f"{path}:{lines[MOST_OBJECTS][0]}", *too_many(len(lines)), len(lines))
+        return result
+    polygons = compat and any(len(line.split()) > 8 for _, line in lines)
+    rules = RowRules(num_classes, keypoints, ambiguous, polygons, compat)
+    labels: list[Sequence[float]] = []
+    segments: Segments = []
+    seen: set[tuple[float, ...]] = set()
+    for number, line in lines:
+        where, tokens = f"{path}:{number}", line.split()
+        try:
+            row = parse_row(tokens, rules)
+            key = (*row.values, *row.polygon.ravel().tolist())
+            if key in seen:
+                raise BadRow("duplicate", "the same row stands above")
+        except BadRow as bad:
+            result.problems.add(where, bad.reason, bad.detail)
+            continue
+        if row.note:
+            result.problems.note(where, row.note, f"{len(tokens)} columns")
+        seen.add(key)
+        labels.append(row.values)
+        segments.append(row.polygon)
+    if labels:
+        result.labels = np.array(labels, np.float32)
+        result.segments = segments if any(len(polygon) for polygon in segments) else None
+    return result
+
+
+def survey_rows(paths: Sequence[str | Path]) -> str:
+    """What rows are that may be polygons as well as boxes with keypoints, by the company they keep in a sample of the
+    label files of a data set: "polygon", "keypoints", or "refuse" where both stand side by side."""
+    sure = unsure = 0
+    for path in paths[:: max(len(paths) // _SURVEYED, 1)]:
+        try:
+            text = read_text(path, LABEL_BYTES)
+        except (OSError, NotText):
+            continue
+        for line in text.split("\n", _FIRST_ROWS)[:_FIRST_ROWS]:
+            verdict = is_sure_polygon(line.split())
+            sure, unsure = sure + (verdict is True), unsure + (verdict is False)
+    if not unsure:
+        return "refuse"
+    return "keypoints" if not sure and unsure >= _FEW_ROWS else "polygon" if sure >= 9 * unsure else "refuse"
+
+
 def parse_row(tokens: Sequence[str], rules: RowRules) -> Row:
     """The object of one row.
 
@@ -55,9 +127,9 @@ def parse_row(tokens: Sequence[str], rules: RowRules) -> Row:
     try:
         numbers = tuple(map(float, tokens))
     except ValueError:
-        raise BadRow("not a number", _shown(tokens)) from None
+        raise BadRow("not a number", shorten(" ".join(tokens))) from None
     if not all(map(math.isfinite, numbers)):
-        raise BadRow("not finite", _shown(tokens))
+        raise BadRow("not finite", shorten(" ".join(tokens)))
     form = _form(numbers, rules)
     if numbers[0] != int(numbers[0]) or numbers[0] < 0:
         raise BadRow("bad class", f"{tokens[0]} is not a whole number from 0")
@@ -150,8 +222,3 @@ def _cut(box: Sequence[float]) -> tuple[float, float, float, float]:
     xs = [min(max(box[0] + sign * box[2] / 2, 0.0), 1.0) for sign in (-1, 1)]
     ys = [min(max(box[1] + sign * box[3] / 2, 0.0), 1.0) for sign in (-1, 1)]
     return _extent(xs, ys) if box[2] > 0 and box[3] > 0 else (box[0], box[1], box[2], box[3])
-
-
-def _shown(tokens: Sequence[str]) -> str:
-    text = repr(" ".join(tokens))
-    return text if len(text) <= 40 else f"{text[:37]}..."

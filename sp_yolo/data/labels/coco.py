@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sp_yolo.data.coco_objects import CocoImage, Columns, coco_labels, key_of
-from sp_yolo.data.foreign import foreign_words
-from sp_yolo.data.json_lists import Take, read_lists
-from sp_yolo.data.labels import Problems, shorten
+from sp_yolo.data.labels.coco_objects import CocoImage, Columns, coco_labels, key_of
+from sp_yolo.data.labels.common import Problems, shorten
+from sp_yolo.data.labels.foreign import foreign_words
+from sp_yolo.data.labels.json_lists import Take, read_lists
 from sp_yolo.errors import UserError
 
 __all__ = ["CocoFile", "CocoImage", "coco_labels", "read_categories", "read_coco"]

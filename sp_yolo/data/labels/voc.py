@@ -13,10 +13,11 @@ from xml.parsers import expat
 import numpy as np
 
 from sp_yolo.config.text import LABEL_BYTES, NotText, decode, read_text
-from sp_yolo.data.labels import (
+from sp_yolo.data.labels.common import (
     DIFFICULT,
     FAR_OUTSIDE,
     MOST_OBJECTS,
+    BadRow,
     LabelFile,
     clip_box,
     empty_labels,
@@ -25,7 +26,6 @@ from sp_yolo.data.labels import (
     shorten,
     too_many,
 )
-from sp_yolo.data.rows import BadRow
 from sp_yolo.errors import UserError
 
 _SECOND_COLUMN = re.compile(r"\s+-?[01]$")

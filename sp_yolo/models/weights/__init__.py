@@ -1,0 +1,1 @@
+"""Any weights file -> tensors, without running what it holds -> a model."""
