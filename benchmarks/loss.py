@@ -3,7 +3,7 @@
     python benchmarks/loss.py [--rounds 15] [--threads 2]
 
 Batch 16 with 20 boxes per image, OTA, nc = 80, float32, CPU: maps of yolov7-tiny at 320 px and of yolov7 at 640 px. The
-plain implementation is tests/losses/loss_reference.py. Both run in interleaved rounds on the same inputs; printed are
+plain implementation is tests/support/loss_reference.py. Both run in interleaved rounds on the same inputs; printed are
 median milliseconds, the median of the rounds' ratios and its quartiles, and the number of ATen operators of one call.
 """
 
@@ -21,9 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "losses"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import loss_reference
+from support import loss_reference
 
 from sp_yolo.losses import DetectionLoss
 from sp_yolo.losses.assign import pad_targets

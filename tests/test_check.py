@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
+from support.datasets import yolo_set
+from support.launcher import small
 
 from sp_yolo import cli
 from sp_yolo.cli import run_command
@@ -27,16 +28,8 @@ class DataSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        generator = np.random.default_rng(0)
-        for split, count in (("train", 10), ("val", 2)):
-            for kind in ("images", "labels"):
-                (folder / kind / split).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-                assert cv2.imwrite(str(self.image(split, number)), pixels)
-                self.label(split, number).write_text(GOOD)
-        self.yaml = folder / "data.yaml"
-        self.write_yaml("[cat, dog]")
+        names = [*(f"train/{number}" for number in range(10)), "val/0", "val/1"]
+        self.yaml = yolo_set(folder, dict.fromkeys(names, GOOD), ("cat", "dog")).path
 
     def write_yaml(self, names: str, train: str = "images/train") -> None:
         self.yaml.write_text(f"root: {self.folder}\ntrain: {train}\nval: images/val\nnames: {names}\n")
@@ -197,9 +190,8 @@ def test_what_training_says_of_weights_is_said_here(
     out = capsys.readouterr().out.splitlines()
     told = [line.partition(": ")[2] for line in out if line.startswith(("warning: ", "error: "))]
     assert len(told) == bool(words) and all(words in line for line in told)
-    few = "--img 64 --epochs 1 --batch 2 --workers 0 --device cpu --quiet --noautoanchor"
-    where = ["--data", str(data.yaml), "--project", str(tmp_path / "runs"), "--set", "lr0=0.001"]
-    assert cli.main(["train", *flags, *few.split(), *where]) == code
+    few = ("--epochs", "1", "--project", str(tmp_path / "runs"), "--set", "lr0=0.001")
+    assert cli.main(["train", *small(data.yaml, *flags, *few)]) == code
     trained = capsys.readouterr()
     assert all(line in f"{trained.out}{trained.err}" for line in told)
     assert [line for line in trained.out.splitlines() if line.startswith("Transferred")] == [

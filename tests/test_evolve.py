@@ -1,39 +1,29 @@
 """Evolution: mutation against its distribution, selection against its weights, whole runs on a tiny network."""
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from mini_network import MINI
+from support.launcher import OPTIONS, small
 
 from sp_yolo.cli import main_train
 from sp_yolo.config import HYP_RULES, load_config, load_recipe
-from sp_yolo.data import ensure_toy_dataset
 from sp_yolo.errors import NonFiniteError, UserError
 from sp_yolo.experiments import evolve as evolve_module
 from sp_yolo.experiments.evolve import best, choose_parent, evolve, mutable_keys, mutate
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("evolve")
-    (folder / "mini.yaml").write_text(MINI)
-    data = ensure_toy_dataset(folder / "toy", train=8, val=4, image_size=64)
-    shape = {"img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0, "device": "cpu", "noautoanchor": True}
-    return {"data": str(data), "cfg": str(folder / "mini.yaml"), "quiet": True, **shape}
+@pytest.fixture
+def options(toy_yaml: Path, mini_cfg: str) -> dict[str, Any]:
+    return {**OPTIONS, "data": str(toy_yaml), "cfg": mini_cfg}
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    torch.set_num_threads(1)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_runs: None) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)  # a run's plots take seconds and have their own tests
     return tmp_path / "runs" / "evolve" / "exp"
 
 
@@ -180,8 +170,7 @@ def test_mistakes(options: dict[str, Any], here: Path, monkeypatch: pytest.Monke
 
 
 def test_flags(options: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data", options["data"], "--cfg", options["cfg"], "--img", "64", "--batch", "4", "--epochs", "1"]
-    flags += ["--workers", "0", "--device", "cpu", "--noautoanchor", "--quiet"]
+    flags = small(options["data"], "--cfg", options["cfg"], "--epochs", "1")
     assert main_train([*flags, "--evolve", "2"]) == 0
     out = capsys.readouterr().out
     assert "generation 1: fitness" in out and "use --hyp runs/evolve/exp/hyp_evolved.yaml" in out

@@ -1,13 +1,14 @@
 """Who may import whom (docs/architecture.md): read from the source, function-level imports included."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.launcher import python
 
-PACKAGE = Path(__file__).resolve().parent.parent / "sp_yolo"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "sp_yolo"
 LEAVES = {"boxes", "config", "errors"}
 BELOW = {"data", "models", "losses", "eval", "optim", *LEAVES}
 ENGINE = {"engine", "report", "runtime", *BELOW}
@@ -70,14 +71,21 @@ def test_import_direction(path: Path) -> None:
         assert outside <= OUTSIDE[here], f"{relative} imports {sorted(outside)}"
 
 
+def test_tests_share_by_their_support_only() -> None:
+    """What tests of two folders need stands in tests/support; nothing else is imported from another folder."""
+    paths = sorted(TESTS.rglob("*.py"))
+    homes = {path.stem: path.parent for path in paths if path.parent != TESTS / "support"}
+    for path in paths:
+        others = {name for name in imported_modules(path) if homes.get(name, path.parent) != path.parent}
+        assert not others, f"{path.relative_to(TESTS)} imports {sorted(others)} of another folder"
+
+
 def test_optimizer_alone_brings_no_vision_library() -> None:
     heavy = "{'cv2', 'pycocotools', 'torchvision'}"
     code = f"import sys; from sp_yolo.optim import SP; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python(code) == "[]"
 
 
 def test_command_line_starts_without_opencv() -> None:
     code = "import sys; import sp_yolo.commands.train, sp_yolo.config; print('cv2' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert python(code) == "False"

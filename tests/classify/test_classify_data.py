@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_pictures import pictures
+from support.tiny_pictures import pictures
 
 from sp_yolo.data.toy import draw_image
 from sp_yolo.errors import EnvironmentFault, UserError

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from mini_network import MINI
+from support.launcher import OPTIONS
 
 from sp_yolo.config import load_dataset_config
-from sp_yolo.data import DetectionDataset, ensure_toy_dataset
+from sp_yolo.data import DetectionDataset
 from sp_yolo.errors import StorageError, UserError
 from sp_yolo.experiments.compare import cells as cells_module
 from sp_yolo.experiments.compare.cells import run_cells
@@ -101,11 +101,6 @@ def test_divergence_counts_as_chance(tiny_study: Study, tmp_path: Path) -> None:
     assert result["failed"] == (result["score"] <= 0.5) and "remark" not in result
 
 
-@pytest.fixture(scope="module")
-def toy_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_toy_dataset(tmp_path_factory.mktemp("data") / "toy", train=12, val=4, image_size=64)
-
-
 def test_a_subset_keeps_images_boxes_and_the_other_splits(toy_yaml: Path, tmp_path: Path) -> None:
     path = subset_yaml(str(toy_yaml), None, 5, 1, tmp_path)
     whole, part = (load_dataset_config(source) for source in (toy_yaml, path))
@@ -125,22 +120,18 @@ def test_a_subset_keeps_images_boxes_and_the_other_splits(toy_yaml: Path, tmp_pa
         )
     ]
     assert drawn[0] == drawn[2] != drawn[1]
-    with pytest.raises(UserError, match=r"samples = 13: .* has 12 training images"):
-        subset_yaml(str(toy_yaml), None, 13, 0, tmp_path)
+    with pytest.raises(UserError, match=r"samples = 21: .* has 20 training images"):
+        subset_yaml(str(toy_yaml), None, 21, 0, tmp_path)
 
 
-def test_detection_cells(toy_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)  # plots have their own tests
-    cfg = tmp_path / "small.yaml"
-    cfg.write_text(MINI)
-    options = {"data": str(toy_yaml), "cfg": str(cfg), "img_size": 64, "epochs": 1, "batch_size": 4, "samples": 8}
-    options |= {"device": "cpu", "workers": 0, "noautoanchor": True}
+def test_detection_cells(toy_yaml: Path, mini_cfg: str, tmp_path: Path, quick_runs: None, capsys: Any) -> None:
+    options = {**OPTIONS, "data": str(toy_yaml), "cfg": mini_cfg, "img_size": 64, "samples": 8}
+    del options["quiet"]  # a cell decides that
     variants = [Variant("sp", "sp", (0.01,), {}), Variant("adamw", "adamw", (0.001,), {})]
     study = make_study("d", task="detect", options=options, variants=variants, seeds=1)
     folder = tmp_path / "study"
     results = run_cells(final_cells(study, {"sp": 0.01, "adamw": 0.001}), folder, 1, quiet)
-    sizes = [parameter.numel() for parameter in build_model(str(cfg), 6).parameters()]
+    sizes = [parameter.numel() for parameter in build_model(mini_cfg, 6).parameters()]
     weights = sum(sizes)
     for result in results:
         records = [json.loads(line) for line in next(folder.glob(f"runs/{result['variant']}*/metrics.jsonl")).open()]

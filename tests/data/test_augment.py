@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from data_builders import RECIPE, picture
+from support.datasets import RECIPE, picture
 
 from sp_yolo.data import augment, paste
 from sp_yolo.data.augment import Sample, WarpDraws

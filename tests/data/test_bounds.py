@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_builders import coco_document, coco_set, voc_set, yolo_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.datasets import coco_document, coco_set, voc_set, yolo_set
+from support.launcher import python
 
 from sp_yolo.data import lists
 from sp_yolo.data.index import scan
@@ -104,8 +103,7 @@ def test_a_coco_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
         file.write('{"images": [{"id": 5, "file_name": "one.png"}], "categories": [{"id": 7, "name": "a"}],\n')
         file.write('"annotations": [' + ",\n".join([one] * 60_000) + "]}")
     assert path.stat().st_size > 24e6
-    done = subprocess.run([sys.executable, "-c", READING, str(path)], capture_output=True, text=True, check=True)
-    count, kilobytes = map(int, done.stdout.split())
+    count, kilobytes = map(int, python(READING, str(path)).split())
     # 61 bytes in columns, 40 x 4 of the outline, 16 of the row in its image; arrays grow by an eighth at a time
     assert count == 60_000 and kilobytes * 1024 < 60_000 * 600
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import BLOCK, DISC, copy_case, load
+from support.cases import BLOCK, DISC, go, load
 
 from sp_yolo import cli
 from sp_yolo.config import load_dataset_config
@@ -15,13 +15,6 @@ from sp_yolo.data.index import scan
 from sp_yolo.errors import UserError
 
 Output = pytest.CaptureFixture[str]
-
-
-def go(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a copy of the case the working directory."""
-    folder = copy_case(number, tmp_path)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def sizes(yaml: str, split: str) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_builders import RECIPE, coco_document, coco_set, jpeg, picture, voc_object, voc_set, yolo_set
 from pycocotools.coco import COCO
+from support.datasets import RECIPE, coco_document, coco_set, jpeg, picture, voc_object, voc_set, yolo_set
 
 from sp_yolo.boxes import boxes_to_original, cxcywh_to_xyxy
 from sp_yolo.config import AugmentRecipe, DatasetConfig

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_builders import coco_document, coco_set, voc_object
-from test_more_inputs import ROW, labelled, put, totals
+from support.datasets import ROW, coco_document, coco_set, labelled, put, totals, voc_object
 
 from sp_yolo.config import DatasetConfig, load_dataset_config
 from sp_yolo.data.index import scan

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_builders import jpeg, picture
+from support.datasets import encoded, jpeg, picture
 
 from sp_yolo.data.images import ImageFault, read_image, read_size
 
@@ -83,8 +83,8 @@ def test_a_file_cut_anywhere_is_refused_by_size_and_by_pixels(tmp_path: Path, su
 
 
 def test_a_thumbnail_does_not_hide_a_cut(tmp_path: Path) -> None:
-    data = jpeg(picture(24, 36))
-    thumbnail = jpeg(picture(12, 12))
+    data = encoded(picture(24, 36))
+    thumbnail = encoded(picture(12, 12))
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     whole = data[:2] + segment + data[2:]
     assert read_size(_write(tmp_path, "whole.jpg", whole)) == (36, 24)

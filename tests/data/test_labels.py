@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_builders import coco_document, voc_object
+from support.datasets import coco_document, voc_object
 
 from sp_yolo.data.labels.coco import coco_labels, read_coco
 from sp_yolo.data.labels.common import CROWD, LabelFile

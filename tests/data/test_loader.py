@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_builders import RECIPE, yolo_set
+from support.datasets import RECIPE, yolo_set
 
 from sp_yolo.data import Batch, DetectionDataset, Loader, build_loader
 from sp_yolo.errors import EnvironmentFault, UserError

@@ -6,44 +6,20 @@ import json
 import os
 from pathlib import Path
 
-import cv2
 import pytest
-from data_builders import coco_document, picture, voc_object
+from support.datasets import coco_document, labelled, put, totals, voc_object
 
 from sp_yolo.config import DatasetConfig, load_dataset_config
 from sp_yolo.data import describe_folder
-from sp_yolo.data.index import Index, scan
+from sp_yolo.data.index import scan
 from sp_yolo.errors import UserError
-
-ROW = "0 0.5 0.5 0.2 0.4\n"
-
-
-def put(path: Path, content: str | bytes = "") -> Path:
-    """Write a file; a picture of 60 x 40 px where the content is empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not content:
-        suffix = path.suffix if path.suffix in (".jpg", ".png", ".JPG", ".jfif") else ".png"
-        content = cv2.imencode(suffix.replace("jfif", "jpg"), picture(40, 60, len(path.stem)))[1].tobytes()
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def yolo(root: Path, **splits: str) -> DatasetConfig:
     return DatasetConfig(root / "x.yaml", root, ("a", "b"), **{key: (str(root / at),) for key, at in splits.items()})  # type: ignore[arg-type]
 
 
-def totals(index: Index) -> tuple[int, int]:
-    return len(index.entries), index.tally.boxes
-
-
 # ------------------------------------------------------------------------------------------ whole folders
-def labelled(root: Path, *images: str, labels: str = "") -> None:
-    for image in images:
-        put(root / image)
-        label = Path(labels) / Path(image).name if labels else Path(image.replace("images", "labels"))
-        put((root / label).with_suffix(".txt"), ROW)
-
-
 def cvat_yolo(root: Path) -> None:
     """CVAT's 'YOLO 1.1': the list says data/obj_train_data, the folder has no data."""
     labelled(root, *(f"obj_train_data/frame {n}.png" for n in range(4)))

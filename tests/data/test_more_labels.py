@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_builders import coco_document, coco_set, picture, voc_object, voc_set, yolo_set
+from support.datasets import coco_document, coco_set, picture, voc_object, voc_set, yolo_set
 
 from sp_yolo.config import DatasetConfig
 from sp_yolo.config.text import NotText, decode, read_text

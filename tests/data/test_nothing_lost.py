@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from data_builders import picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.datasets import encoded, picture
 
 from sp_yolo.config import DatasetConfig
 from sp_yolo.data.index import scan
@@ -39,7 +38,7 @@ IMAGES = st.lists(st.builds(Made, st.sampled_from(PICTURES), st.sampled_from(FIL
 
 
 def write_picture(path: Path, what: str, seed: int) -> None:
-    data = cv2.imencode(".png", picture(40, 60, seed))[1].tobytes()
+    data = encoded(picture(40, 60, seed), ".png")
     if what != "gone":
         path.write_bytes({"good": data, "cut": data[: len(data) // 2], "empty": b"", "text": b"no picture"}[what])
 

@@ -1,10 +1,10 @@
 """How a run uses its machine: memory that stays with the process, loader processes beside the training threads."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from support.launcher import python
 
 from sp_yolo.engine import splits
 from sp_yolo.errors import UserError
@@ -26,11 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
-    def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-        return int(done.stdout)
-
-    kept, given_back = faults("keep"), faults("give back")
+    kept, given_back = int(python(FAULTS, "keep")), int(python(FAULTS, "give back"))
     assert given_back > 20 * 40_000_000 // 2**21  # at least one for each huge page of each turn
     assert 4 * kept < given_back  # a block may have to be taken once more, where a small one came to lie in it
 

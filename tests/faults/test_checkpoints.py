@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_runs import Runs, fingerprint, one_error
+from support.launcher import Runs, fingerprint, one_error
 
 from sp_yolo.errors import StorageError, UserError
 from sp_yolo.runtime.checkpoint import load_checkpoint, load_last_whole, save_checkpoint

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from fault_runs import Runs, one_error
+from support.datasets import ROW, coco_set, encoded, jpeg, picture, put, voc_object, voc_set, yolo_set
+from support.launcher import Runs, one_error
 
 from sp_yolo.cli import main_train
-
-ROW = "0 0.5 0.5 0.4 0.4\n"
-
-
-def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-
-
-def encoded(image: np.ndarray, suffix: str = ".jpg") -> bytes:
-    return cv2.imencode(suffix, image)[1].tobytes()
-
-
-def rotated(image: np.ndarray, orientation: int) -> bytes:
-    """A JPEG whose EXIF says that it has to be turned."""
-    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0) + b"\0" * 4
-    body, data = b"Exif\0\0" + tiff, encoded(image)
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
 
 
 def cmyk(image: np.ndarray) -> bytes:
@@ -41,26 +22,14 @@ def cmyk(image: np.ndarray) -> bytes:
     return packed.getvalue()
 
 
-def yolo_set(root: Path, images: dict[str, bytes], labels: dict[str, str]) -> Path:
-    for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
-    for name, data in images.items():
-        (root / "images" / name).write_bytes(data)
-    for name, text in labels.items():
-        (root / "labels" / name).write_text(text)
-    path = root / "set.yaml"
-    path.write_text(f"root: {root}\ntrain: images\nval: images\nnames: [a, b, c, d, e, f]\n")
-    return path
-
-
 def test_every_kind_of_image_in_one_set(runs: Runs) -> None:
-    image = picture()
+    image = picture(48, 64)
     good = {
         "gray.png": encoded(image[..., 0], ".png"),
         "sixteen.png": encoded(image.astype(np.uint16) * 257, ".png"),
         "rgba.png": encoded(np.dstack((image, image[..., 0])), ".png"),
         "cmyk.jpg": cmyk(image),
-        "rotated.jpg": rotated(image, 6),
+        "rotated.jpg": jpeg(image, 6),
         "wide.png": encoded(np.zeros((12, 20000, 3), np.uint8), ".png"),
         "huge.jpg": encoded(np.full((20000, 64, 3), 90, np.uint8)),
     }
@@ -73,7 +42,8 @@ def test_every_kind_of_image_in_one_set(runs: Runs) -> None:
         "pixel.png": (encoded(picture(1, 1), ".png"), "1 x 1 px is below 10 px"),
     }
     everything = good | {name: data for name, (data, _) in bad.items()}
-    data = yolo_set(runs.folder / "set", everything, {f"{Path(name).stem}.txt": ROW for name in everything})
+    labels = {name.partition(".")[0]: ROW for name in everything}
+    data = yolo_set(runs.folder / "set", labels, "abcdef", everything).path
     code, output = runs.train("--epochs", "1", data=data)
     assert code == 2 and "--accept-losses trains on the rest" in output, output
     code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
@@ -96,10 +66,8 @@ def test_every_kind_of_label_row_in_one_set(runs: Runs) -> None:
         "twice": (ROW.strip(), "duplicate"),
         "word": ("0 0.5 0.5 0.2 wide", "not a number"),
     }
-    names = [*rows, "empty"]
-    images = {f"{name}.png": encoded(picture(seed=seed), ".png") for seed, name in enumerate(names)}
-    labels = {f"{name}.txt": f"{ROW}{row}\n" for name, (row, _) in rows.items()} | {"empty.txt": ""}
-    data = yolo_set(runs.folder / "set", images, labels)
+    labels = {name: f"{ROW}{row}\n" for name, (row, _) in rows.items()} | {"empty": ""}
+    data = yolo_set(runs.folder / "set", labels, "abcdef").path
     code, output = runs.train("--epochs", "1", data=data)
     assert code == 2 and "--accept-losses trains on the rest" in output, output
     code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
@@ -112,31 +80,25 @@ def test_every_kind_of_label_row_in_one_set(runs: Runs) -> None:
     assert json.loads(lines[0])["labels"] == len(rows)  # the sound row of each file
 
 
-def coco_set(root: Path, **changes: object) -> Path:
-    (root / "images").mkdir(parents=True)
-    for number in range(4):
-        (root / "images" / f"{number}.png").write_bytes(encoded(picture(seed=number), ".png"))
+def four_images(**changes: object) -> dict[str, object]:
     document: dict[str, object] = {
         "images": [{"id": f"id{number}", "file_name": f"{number}.png"} for number in range(4)],
         "categories": [{"id": 7, "name": "a"}],
         "annotations": [{"image_id": f"id{n}", "category_id": 7, "bbox": [8, 8, 30, 20]} for n in range(4)],
     }
-    (root / "train.json").write_text(json.dumps(document | changes))
-    path = root / "set.yaml"
-    path.write_text(f"root: {root}\ntrain: train.json\nval: train.json\nimages: images\nnames: [a, b, c, d, e, f]\n")
-    return path
+    return document | changes
 
 
 def test_every_kind_of_coco_fault_in_one_file(runs: Runs) -> None:
     box = {"image_id": "id0", "category_id": 7, "bbox": [8, 8, 30, 20]}
-    data = coco_set(
-        runs.folder / "set",
+    document = four_images(
         images=[{"id": f"id{n}", "file_name": f"{n}.png"} for n in range(4)] + [{"id": "x", "file_name": "gone.png"}],
         annotations=[
             *(box, box | {"image_id": "nosuch"}, box | {"category_id": 99}, box | {"image_id": "id1", "iscrowd": 1}),
             *(box | {"image_id": "id2", "bbox": [8, 8, -1, 4]}, box | {"image_id": "id3", "bbox": [float("nan")] * 4}),
         ],
     )
+    data = coco_set(runs.folder / "set", document, "abcdef", "0123").path
     code, output = runs.train("--epochs", "1", data=data)
     assert code == 2 and "--accept-losses trains on the rest" in output, output
     code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
@@ -162,36 +124,28 @@ def test_every_kind_of_coco_fault_in_one_file(runs: Runs) -> None:
 def test_coco_file_that_cannot_be_used(
     runs: Runs, changes: dict[str, object], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = coco_set(runs.folder / "set", **changes)
+    data = coco_set(runs.folder / "set", four_images(**changes), "abcdef", "0123").path
     assert main_train(runs.flags("--project", str(runs.folder / "runs"), data=data)) == 2
     assert words in one_error(capsys.readouterr().err)
 
 
 def test_every_kind_of_voc_fault_in_one_set(runs: Runs) -> None:
-    root = runs.folder / "set"
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    thing = "<object><name>a</name><bndbox><xmin>8</xmin><ymin>8</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>"
+    thing = voc_object()
     bomb = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
-    files = {
-        "good": f"<annotation>{thing}</annotation>",
-        "malformed": f"<annotation>\n{thing}<object>",
-        "bomb": f'<!DOCTYPE a [<!ENTITY e0 "lol">{bomb}]>\n<annotation>&e11;</annotation>',
-        "fields": f"<annotation>{thing}\n<object><name>b</name></object></annotation>",
-    }
-    for name, text in files.items():
-        (root / "JPEGImages" / f"{name}.jpg").write_bytes(encoded(picture()))
-        (root / "Annotations" / f"{name}.xml").write_text(text)
-    (root / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{name}\n" for name in files))
-    data = root / "set.yaml"
-    data.write_text(f"root: {root}\nformat: voc\ntrain: train\nval: train\nnames: [a, b, c, d, e, f]\n")
+    fields = "<object><name>b</name></object>\n" + thing
+    config = voc_set(
+        runs.folder / "set", {"good": thing, "malformed": f"{thing}<object>", "bomb": "", "fields": fields}, "abcdef"
+    )
+    laughs = f'<!DOCTYPE a [<!ENTITY e0 "lol">{bomb}]>\n<annotation>&e11;</annotation>'
+    (config.root / "Annotations" / "bomb.xml").write_text(laughs)
+    data = config.path
     code, output = runs.train("--epochs", "1", data=data)
     assert code == 2 and "--accept-losses trains on the rest" in output, output
     code, output = runs.train("--epochs", "1", "--accept-losses", data=data)
     assert code == 0, output
     assert "2 training images" in output  # those whose labels cannot be read are no background
     assert "4 images found: 2 with labels, 0 background, 0 without label file, 2 unread (2 malformed XML)" in output
-    assert "malformed.xml:2: malformed XML" in output
+    assert "malformed.xml:5: malformed XML" in output
     assert "bomb.xml:1: malformed XML: a document type or entity is not allowed" in output
     assert "fields.xml:2: missing field: 'b' without <bndbox>" in output
     assert json.loads((runs.weights().parent / "metrics.jsonl").read_text())["labels"] == 2
@@ -249,13 +203,10 @@ def test_list_file_that_leads_out_of_the_dataset(
     runs: Runs, line: str, leaves: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, outside = runs.folder / "set", runs.folder / "outside"
-    data = yolo_set(
-        root, {f"{n}.png": encoded(picture(seed=n), ".png") for n in range(2)}, {"0.txt": ROW, "1.txt": ROW}
-    )
-    outside.mkdir()
-    (outside / "0.png").write_bytes(encoded(picture(), ".png"))
+    data = yolo_set(root, {"0": ROW, "1": ROW}, "abcdef").path
+    put(outside / "0.png")
     (root / "list.txt").write_text("images/1.png\n" + line.format(root=root, outside=outside) + "\n")
-    data.write_text(data.read_text().replace("train: images", "train: list.txt"))
+    data.write_text(data.read_text().replace(f"train: {root}/images/", "train: list.txt"))
     monkeypatch.chdir(root)
     if not leaves:
         from sp_yolo.config import load_dataset_config

@@ -1,13 +1,61 @@
 """kill -9 at any moment: the resumed run ends with the bits of the undisturbed one."""
 
 import json
+import os
 import random
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
-from fault_runs import Runs, count_moments, die_at_moment, fingerprint, one_error
+from support.launcher import CHECKOUT, Runs, fingerprint, one_error
 
+ENGINE = str(CHECKOUT / "sp_yolo" / "engine")
 EVERY_STEP = ("--save-every", "1e-9")
+
+
+class _Moments:
+    """Counts the calls that code of the engine makes, C functions such as os.replace and os.fsync included."""
+
+    def __init__(self, die_at: int, count_file: str) -> None:
+        self.die_at, self.count_file, self.count = die_at, count_file, 0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("call", "c_call") or not frame.f_code.co_filename.startswith(ENGINE):
+            return
+        self.count += 1
+        if self.count == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.count_file and frame.f_code.co_name == "_finish":
+            Path(self.count_file).write_text(str(self.count))
+            sys.setprofile(None)
+
+
+def count_moments(count_file: str) -> None:
+    """Write the number of moments of a run, from the first iteration to the last save, to ``count_file``."""
+    _profile_from_fit(_Moments(0, count_file))
+
+
+def die_at_moment(number: int) -> None:
+    """SIGKILL to this process, from itself, at that moment."""
+    _profile_from_fit(_Moments(number, ""))
+
+
+def _profile_from_fit(moments: _Moments) -> None:
+    from sp_yolo.engine import Trainer
+
+    fit = Trainer.fit
+
+    def watched(trainer: Trainer) -> dict[str, Any]:
+        sys.setprofile(moments)
+        try:
+            return fit(trainer)
+        finally:
+            sys.setprofile(None)
+
+    Trainer.fit = watched  # type: ignore[method-assign]
 
 
 def killed_and_resumed(runs: Runs, moment: int, name: str, *flags: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fault_runs import Runs, fingerprint, one_error
+from support.launcher import Runs, fingerprint, one_error
 
 from sp_yolo.engine.finite import LAG, FiniteWatch, norms
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_runs import Runs, Training, fingerprint, one_error
+from support.launcher import Runs, Training, fingerprint, one_error
 
 LONG = ("--epochs", "4000", "--notest")
 

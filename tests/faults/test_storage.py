@@ -6,11 +6,11 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fault_runs import CHECKOUT, Runs, fork_server, one_error
+from support.datasets import yolo_set
+from support.launcher import Program, Runs, fork_server, one_error
 
 from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset, ensure_toy_dataset
@@ -68,30 +68,22 @@ def obey_permissions() -> None:
     libc.prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE: in force after the next exec
 
 
-def run_as_user(runs: Runs, *flags: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(CHECKOUT / "train_sp.py"), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=runs.folder, env=environment, capture_output=True, text=True, preexec_fn=obey_permissions
-    )
-
-
-def test_read_only_project_folder(runs: Runs) -> None:
+def test_read_only_project_folder(runs: Runs, program: Program) -> None:
     project = runs.folder / "locked"
     project.mkdir(mode=0o555)
-    done = run_as_user(runs, *runs.flags("--project", str(project)))
+    done = program.run(*runs.flags("--project", str(project)), preexec_fn=obey_permissions)
     assert done.returncode == 5, done.stderr
     assert one_error(done.stderr) == f"error: {project}/exp: run folder cannot be made: Permission denied"
 
 
-def test_run_folder_that_becomes_read_only(runs: Runs) -> None:
+def test_run_folder_that_becomes_read_only(runs: Runs, program: Program) -> None:
     code, output = runs.train("--epochs", "1")
     assert code == 0, output
     weights = runs.weights()
     before = (weights / "last.pt").read_bytes()
     weights.chmod(0o555)
     try:
-        done = run_as_user(runs, "--resume", str(weights), "--epochs", "2", "--quiet")
+        done = program.run("--resume", str(weights), "--epochs", "2", "--quiet", preexec_fn=obey_permissions)
     finally:
         weights.chmod(0o755)
     assert done.returncode == 5, done.stderr
@@ -128,18 +120,10 @@ def test_interrupted_toy_data_are_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cache", [False, True, "disk"])
 def test_a_changed_label_of_the_same_size_and_time_is_noticed(tmp_path: Path, cache: bool | str) -> None:
-    import cv2
-    import numpy as np
-
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((32, 32, 3), 90, np.uint8))
-    label, yaml = tmp_path / "labels" / "a.txt", tmp_path / "set.yaml"
-    yaml.write_text(f"root: {tmp_path}\ntrain: images\nval: images\nnames: [one, two]\n")
     classes = []
     for text in ("0 0.5 0.5 0.2 0.4\n", "1 0.5 0.5 0.2 0.4\n"):
-        label.write_text(text)
-        os.utime(label, (1, 1))
-        data = DetectionDataset(load_dataset_config(yaml), "train", 32, cache_images=cache)
+        config = yolo_set(tmp_path, {"a": text})
+        os.utime(tmp_path / "labels" / "a.txt", (1, 1))
+        data = DetectionDataset(config, "train", 32, cache_images=cache)
         classes.append(float(data.item(0).labels[0, 0]))
     assert classes == [0, 1]

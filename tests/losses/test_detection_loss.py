@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import loss_reference
 import pytest
 import torch
 from loss_settings import HYP, Setting
+from support import loss_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

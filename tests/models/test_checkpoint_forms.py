@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from mini_network import MINI
+from support.networks import mini
 from torch import Tensor, nn
 
 from sp_yolo.errors import StorageError, UserError
-from sp_yolo.models import DetectionModel, build_model, description, follow_names, load_weights, model_from_weights
+from sp_yolo.models import description, follow_names, load_weights, model_from_weights
 from sp_yolo.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 PACKAGE = Path(__file__).resolve().parents[2] / "sp_yolo"
@@ -24,12 +23,7 @@ WEB_PAGE = b"\xef\xbb\xbf\r\n<!DOCTYPE html><html><body>404</body></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 
 
-def mini() -> DetectionModel:
-    torch.manual_seed(0)
-    return build_model(yaml.safe_load(MINI), 3)
-
-
-STATE = mini().state_dict()
+STATE = mini(3).state_dict()
 
 
 def prefixed(prefix: str) -> dict[str, Tensor]:
@@ -53,7 +47,7 @@ READ = {
 @pytest.mark.parametrize("form", READ)
 def test_every_wrapper_is_read_whole(form: str, tmp_path: Path) -> None:
     torch.save(READ[form], tmp_path / "w.pt")
-    model = build_model(yaml.safe_load(MINI), 3)
+    model = mini(3)
     report = load_weights(model, tmp_path / "w.pt")
     assert (report.transferred, report.total) == (len(STATE), len(STATE))
     for key, value in model.state_dict().items():
@@ -142,12 +136,12 @@ def test_relatives_are_named(
 
 
 def test_names_in_another_order_move_the_outputs(tmp_path: Path) -> None:
-    model = mini()
+    model = mini(3)
     for parameter in model.head.parameters():
         nn.init.normal_(parameter)
     model.names = ["cat", "dog", "cow"]
     torch.save({**description(model), "model": model.state_dict()}, tmp_path / "w.pt")
-    other = build_model(yaml.safe_load(MINI), 3)
+    other = mini(3)
     report = load_weights(other, tmp_path / "w.pt")
     words = follow_names(other, report.names, ["cow", "cat", "dog"])
     assert "another order, cat, dog, cow" in words and other.names == ["cow", "cat", "dog"]
@@ -158,7 +152,7 @@ def test_names_in_another_order_move_the_outputs(tmp_path: Path) -> None:
 
 
 def test_other_names_are_said_and_equal_ones_are_not() -> None:
-    model = mini()
+    model = mini(3)
     weights = model.head.m[0].weight.clone()
     assert follow_names(model, ["a", "b", "c"], ["a", "b", "c"]) == ""
     assert follow_names(model, None, ["a", "b", "c"]) == "" and model.names == ["a", "b", "c"]
@@ -174,7 +168,7 @@ class Gadget:
 
 def test_no_file_reaches_an_unpickler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither Python's nor torch's (CVE-2025-32434, CVE-2026-24747): the package has a reader of its own."""
-    save_checkpoint(tmp_path / "good.pt", {**description(mini()), "model": STATE, "step": 7})
+    save_checkpoint(tmp_path / "good.pt", {**description(mini(3)), "model": STATE, "step": 7})
     torch.save({"format": "sp-yolo", "model": Gadget()}, tmp_path / "bad.pt")
     torch.save(Gadget(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
 

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 from fake_original import save_original
+from support.networks import one_layer
 
 from sp_yolo.errors import SPYoloError, StorageError, UserError
-from sp_yolo.models import build_model, load_weights, model_from_weights, read_checkpoint
+from sp_yolo.models import load_weights, model_from_weights, read_checkpoint
 
 
 def write_archive(path: Path, data: bytes, storages: dict[str, bytes] | None = None, compression: int = 0) -> Path:
@@ -199,13 +200,7 @@ def test_abuse_of_what_is_allowed(name: str, tmp_path: Path) -> None:
 
 def test_random_damage_never_becomes_a_traceback(tmp_path: Path) -> None:
     """Bytes of a real checkpoint's pickle changed, removed or doubled, under a valid checksum: read, or refused."""
-    small = {
-        "nc": 2,
-        "anchors": [[10, 10]],
-        "backbone": [[-1, 1, "Conv", [8, 3, 8]]],
-        "head": [[[0], 1, "IDetect", ["nc", "anchors"]]],
-    }
-    save_original(build_model(small), tmp_path / "whole.pt")
+    save_original(one_layer(3, "IDetect"), tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     name = next(entry for entry in entries if entry.endswith("data.pkl"))

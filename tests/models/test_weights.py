@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_original import as_original, original_modules, save_original
 from safetensors.torch import save_file
+from support.networks import one_layer
 
 from sp_yolo.errors import UserError
 from sp_yolo.models import (
@@ -184,16 +185,8 @@ def test_files_without_a_model(content: object, message: str, tmp_path: Path) ->
 def test_another_architecture_is_named(tiny: DetectionModel, tmp_path: Path) -> None:
     torch.save(tiny.state_dict(), tmp_path / "tiny.pt")
     assert "looks like another architecture" in str(load_weights(build_model("yolov7", 5), tmp_path / "tiny.pt"))
-    small = build_model(
-        {
-            "nc": 2,
-            "anchors": [[10, 10]],
-            "backbone": [[-1, 1, "Conv", [8, 5, 8]]],
-            "head": [[[0], 1, "Detect", ["nc", "anchors"]]],
-        }
-    )
     with pytest.raises(UserError, match=r"tiny\.pt: not one of its 344 tensors fits"):
-        load_weights(small, tmp_path / "tiny.pt")
+        load_weights(one_layer(5, "Detect"), tmp_path / "tiny.pt")
     unknown = build_model({**tiny.yaml, "width_multiple": 0.5})
     torch.save(unknown.state_dict(), tmp_path / "unknown.pt")
     with pytest.raises(UserError, match="none of the packaged models"):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from sp_yolo.optim import SP
+
 PATHS = {
     "single": {"foreach": False, "native": False},
     "foreach": {"foreach": True},
@@ -42,6 +44,17 @@ def train(model, optimizer, steps, first=0):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images.to(dtype)).float(), labels).backward()
         optimizer.step()
+
+
+def make(path, *starts, dtype=torch.float32, **settings):
+    params = [torch.nn.Parameter(torch.as_tensor(s, dtype=dtype).clone()) for s in starts]
+    return params, SP(params, **{"weight_decay": 0.0, **settings, **path})
+
+
+def feed(optimizer, params, *grads):
+    for p, g in zip(params, grads, strict=True):
+        p.grad = None if g is None else torch.as_tensor(g, dtype=p.dtype).expand_as(p).clone()
+    optimizer.step()
 
 
 def weights(model):

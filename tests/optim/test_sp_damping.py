@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from sp_training import model_state, on_every_path
-from test_sp_edge_cases import feed, make
+from sp_training import feed, make, model_state, on_every_path
 
 from sp_yolo.optim import damping
 

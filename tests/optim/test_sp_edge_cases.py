@@ -5,20 +5,7 @@ import math
 
 import pytest
 import torch
-from sp_training import in_both_metrics, model_state, on_every_path
-
-from sp_yolo.optim import SP
-
-
-def make(path, *starts, dtype=torch.float32, **settings):
-    params = [torch.nn.Parameter(torch.as_tensor(s, dtype=dtype).clone()) for s in starts]
-    return params, SP(params, **{"weight_decay": 0.0, **settings, **path})
-
-
-def feed(optimizer, params, *grads):
-    for p, g in zip(params, grads, strict=True):
-        p.grad = None if g is None else torch.as_tensor(g, dtype=p.dtype).expand_as(p).clone()
-    optimizer.step()
+from sp_training import feed, in_both_metrics, make, model_state, on_every_path
 
 
 def snapshot(optimizer):

@@ -2,11 +2,10 @@
 
 import shutil
 import stat
-import subprocess
-import sys
 
 import pytest
 from sp_training import PRUNED, network, train
+from support.launcher import python
 
 from sp_yolo.optim import SP, native, prune
 
@@ -50,8 +49,7 @@ def test_a_second_process_does_not_compile(compiler, tmp_path):
     (library,) = (tmp_path / "cache" / "sp-yolo").iterdir()
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
     built = library.stat().st_mtime_ns
-    found = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "True"
+    assert python(CHILD) == "True"
     assert len(calls()) == 1 and library.stat().st_mtime_ns == built
 
 

@@ -2,12 +2,11 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from sp_training import PRUNED, batch, in_both_metrics, network, on_every_path, train, weights
+from support.launcher import python
 from torch import nn
 
 from sp_yolo.optim import DEFAULTS, SP
@@ -226,5 +225,4 @@ def test_import_needs_torch_only():
         "import sys; from sp_yolo.optim import SP; "
         "print([m for m in ('cv2', 'pycocotools', 'torchvision', 'yaml', 'sp_yolo.models') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert python(code) == "[]"

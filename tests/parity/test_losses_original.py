@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from support import loss_reference
 
 from sp_yolo.losses import DetectionLoss
 from sp_yolo.losses.assign import Candidates, PaddedTargets, pad_targets
 from sp_yolo.losses.detection import read_maps
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "losses"))
-import loss_reference
 
 ORACLE = Path(__file__).parent / "oracle"
 CASES = (

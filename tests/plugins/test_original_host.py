@@ -8,12 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from support.datasets import ROW, yolo_set
+from support.launcher import CHECKOUT, Program
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Its declared dependencies are years old: without them, then what its trainer imports, beside what is here already.
 PACKAGES = shlex.split("""
     yolov7detect==1.0.1 pandas scipy seaborn matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil
@@ -44,22 +43,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Program:
+class Host(Program):
     """Commands in one folder, with the host importable."""
 
     def __init__(self, folder: Path, site: Path) -> None:
-        self.folder = folder
+        paths = os.pathsep.join((str(folder), str(CHECKOUT)))
+        super().__init__(folder, PYTHONPATH=paths, WANDB_MODE="disabled")
         self.host = site / "yolov7"
         # The host's packages come last, so that torch's own dependencies are the ones already installed.
         start = f"import sys; sys.path.append({str(site)!r})"
         (folder / "sitecustomize.py").write_text(start)
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(REPOSITORY)))}
-        self.environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 
     def __call__(self, *argv: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *argv], cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+        done = self.run(*argv, script=None)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
 
@@ -73,22 +69,13 @@ class Program:
 
 
 @pytest.fixture(scope="module")
-def program(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
+def program(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
     folder = tmp_path_factory.mktemp("run")
-    generator = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
-        for index in range(4):
-            image = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
-            image[16:48, 8:40] = 220
-            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
-            (folder / "labels" / split / f"{index}.txt").write_text("0 0.375 0.5 0.5 0.5\n")
-    (folder / "data.yaml").write_text(f"train: {folder}/images/train\nval: {folder}/images/val\nnc: 1\nnames: [box]\n")
-    cfg = (REPOSITORY / "sp_yolo" / "models" / "cfg" / "yolov7-tiny.yaml").read_text()
+    yolo_set(folder, {f"{split}/{index}": ROW for split in ("train", "val") for index in range(4)}, ["box"])
+    cfg = (CHECKOUT / "sp_yolo" / "models" / "cfg" / "yolov7-tiny.yaml").read_text()
     (folder / "cfg.yaml").write_text(cfg.replace("nc: 80", "nc: 1"))
-    shutil.copy(REPOSITORY / "hyp" / "hyp.scratch.tiny.yaml", folder / "hyp.yaml")
-    return Program(folder, site)
+    shutil.copy(CHECKOUT / "hyp" / "hyp.scratch.tiny.yaml", folder / "hyp.yaml")
+    return Host(folder, site)
 
 
 COMMON = shlex.split("""
@@ -97,7 +84,7 @@ COMMON = shlex.split("""
 """)
 
 
-def test_train_resume_and_test(program: Program) -> None:
+def test_train_resume_and_test(program: Host) -> None:
     printed = program.plug_in("--sp", "lr=0.1", "--", *COMMON, "sp")
     # 22 + 36 convolutions, 58 biases, 55 BatchNorm weights and 6 implicit vectors
     for row in ("0 backbone   22", "1 head       36", "2 bias       58", "3 norm       61", "layers 0 to 28"):
@@ -119,7 +106,7 @@ def test_train_resume_and_test(program: Program) -> None:
     assert "Results saved to runs/test" in program.plug_in("--script", "test.py", "--", *shlex.split(arguments))
 
 
-def test_checkpoint_holds_sp_and_loads_here(program: Program) -> None:
+def test_checkpoint_holds_sp_and_loads_here(program: Host) -> None:
     from sp_yolo.models import build_model, load_weights
 
     program.plug_in("--sp", "rho=0.5", "--", *COMMON, "kept")
@@ -135,7 +122,7 @@ def test_checkpoint_holds_sp_and_loads_here(program: Program) -> None:
     assert not torch.equal(model.state_dict()["model.0.conv.weight"], before["model.0.conv.weight"])
 
 
-def test_a_batch_without_targets_on_a_cpu(program: Program) -> None:
+def test_a_batch_without_targets_on_a_cpu(program: Host) -> None:
     """Images come in the order of their names: two without labels, and no mosaic, make an empty first batch."""
     hyp = (program.folder / "hyp.yaml").read_text()
     for key in ("mosaic: 1.0", "mixup: 0.05", "paste_in: 0.05"):

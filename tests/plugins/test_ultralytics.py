@@ -1,14 +1,13 @@
 """SPTrainer in the PyPI package, where it is installed: train, stop, resume, and the state that survives."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from support.datasets import ROW, yolo_set
+from support.launcher import python
 
 from sp_yolo.errors import EnvironmentFault, UserError
 from sp_yolo.optim import SP
@@ -18,8 +17,7 @@ INSTALLED = importlib.util.find_spec("ultralytics") is not None
 
 def test_package_is_imported_on_demand_only() -> None:
     code = "import sys, sp_yolo.plugins; print('ultralytics' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert python(code) == "False"
 
 
 def test_unknown_names_are_refused() -> None:
@@ -35,21 +33,6 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sp_yolo.plugins.ultralytics", raising=False)
     with pytest.raises(EnvironmentFault, match="needs ultralytics"):
         from sp_yolo.plugins import SPTrainer  # noqa: F401
-
-
-def write_data(folder: Path) -> Path:
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
-        for index in range(count):
-            image = generator.integers(0, 60, (64, 64, 3), dtype=np.uint8)
-            image[16:48, 8:40] = 220
-            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
-            (folder / "labels" / split / f"{index}.txt").write_text("0 0.375 0.5 0.5 0.5\n")
-    data = folder / "data.yaml"
-    data.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames: [box]\n")
-    return data
 
 
 class Interrupted(Exception):
@@ -69,7 +52,8 @@ def test_train_stop_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def stop(trainer: SPTrainer) -> None:
         raise Interrupted
 
-    data = str(write_data(tmp_path))
+    labels = {name: ROW for name in (*(f"train/{n}" for n in range(4)), "val/0", "val/1")}
+    data = str(yolo_set(tmp_path, labels, ["box"]).path)
     lrs: list[dict[str, float]] = []
     first = YOLO("yolov8n.yaml")
     first.add_callback("on_model_save", stop)

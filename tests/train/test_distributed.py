@@ -2,26 +2,20 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from program import CHECKOUT, Program, small
+from support.launcher import Program, small
 
-
-def start(program: Program, *flags: str) -> "subprocess.Popen[str]":
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(CHECKOUT / "train_sp.py"), *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=program.folder, env=program.environment, text=True, **pipes)  # type: ignore[call-overload]
+WORLD_RUN = Path(__file__).with_name("world_run.py")
 
 
 def test_two_processes_train_stop_and_resume(program: Program, toy_yaml: Path, mini_cfg: str) -> None:
-    process = start(program, *small(toy_yaml, "--cfg", mini_cfg, "--epochs", "400", "--rect", "--set", "lr0=0.001"))
+    flags = small(toy_yaml, "--cfg", mini_cfg, "--epochs", "400", "--rect", "--set", "lr0=0.001")
+    process = program.start(*flags, processes=2)
     run = program.folder / "runs" / "train" / "exp"
     deadline = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -32,10 +26,9 @@ def test_two_processes_train_stop_and_resume(program: Program, toy_yaml: Path, m
     progress = torch.load(run / "weights" / "last.pt", weights_only=True)["progress"]
     assert progress["iteration"] >= 5
     epochs = str(progress["iteration"] // 5 + 1)
-    again = start(program, "--resume", str(run), "--epochs", epochs, "--quiet")
-    out, err = again.communicate(timeout=600)
-    assert again.returncode == 0, err
-    assert out.count("training images") == 1
+    again = program.run("--resume", str(run), "--epochs", epochs, "--quiet", processes=2)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("training images") == 1
     assert [path.name for path in (program.folder / "runs" / "train").iterdir()] == ["exp"]
     assert json.loads((run / "summary.json").read_text())["final"]["epoch"] == int(epochs) - 1
     assert len((run / "metrics.jsonl").read_text().splitlines()) == int(epochs)
@@ -43,10 +36,7 @@ def test_two_processes_train_stop_and_resume(program: Program, toy_yaml: Path, m
 
 def world_run(program: Program, name: str, processes: int, *flags: str) -> dict[str, Any]:
     """What tests/train/world_run.py writes, of a run of one process or of two under torchrun."""
-    script = [str(Path(__file__).with_name("world_run.py")), f"{name}.pt"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, *script, *flags, "--name", name]
-    done = subprocess.run(command, cwd=program.folder, env=program.environment, capture_output=True, text=True)
+    done = program.run(f"{name}.pt", *flags, "--name", name, script=WORLD_RUN, processes=processes)
     assert done.returncode == 0, done.stderr
     content: dict[str, Any] = torch.load(program.folder / f"{name}.pt", weights_only=True)
     return content

@@ -1,14 +1,13 @@
 """What single flags do to a run, and what becomes of odd data sets; in this process, on a tiny network."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from program import small
+from support.launcher import OPTIONS, small
 
 from sp_yolo.cli import main, main_train
 from sp_yolo.config import load_config
@@ -44,11 +43,9 @@ def run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    quick_runs: None,
 ) -> Run:
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots have their own tests, and take seconds
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     return Run(toy_yaml, mini_cfg, tmp_path, capsys)
 
 
@@ -108,13 +105,12 @@ def test_refused(run: Run, flags: list[str], words: str) -> None:
 
 
 def test_recipe_by_size_anchors_and_momentum(toy_yaml: Path, mini_cfg: str, tmp_path: Path) -> None:
-    shape = {"data": str(toy_yaml), "cfg": mini_cfg, "img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0}
-    options = {**shape, "device": "cpu", "quiet": True, "project": str(tmp_path)}
-    trainer = Trainer(load_config(**options, overrides={"anchors": 4}, optimizer="SGD"))
+    options = {**OPTIONS, "data": str(toy_yaml), "cfg": mini_cfg, "project": str(tmp_path)}
+    trainer = Trainer(load_config(**{**options, "noautoanchor": False}, overrides={"anchors": 4}, optimizer="SGD"))
     assert trainer.run.recipe_path.endswith("sgd.yaml") and trainer.options.optimizer == "sgd"
     assert trainer.run.model.head.anchors.shape == (3, 4, 2)
     assert float(trainer.run.model.head.anchor_grid.min()) > 2  # fitted, not placeholders
-    other = Trainer(load_config(**options, optimizer="RMSprop", noautoanchor=True))
+    other = Trainer(load_config(**options, optimizer="RMSprop"))
     other.fit()
     assert {group["momentum"] for group in other.run.state.optimizer.param_groups} == {0}
 

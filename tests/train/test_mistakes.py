@@ -3,24 +3,16 @@
 from pathlib import Path
 
 import pytest
-from program import Program, small
+from support.datasets import voc_object, voc_set
+from support.launcher import Program, one_error, small
 
 from sp_yolo.cli import main_train
 
-VOC = "<annotation><size><width>64</width><height>64</height></size>{}</annotation>"
 FLAGS = """
 --weights --cfg --data --hyp --epochs --batch-size --img-size --rect --resume --nosave --notest --noautoanchor --freeze
 --cache-images --image-weights --device --multi-scale --single-cls --adam --sync-bn --local_rank --workers --project
 --name --exist-ok --quad --linear-lr --label-smoothing --v5-metric --save_period --img --batch --cache
 """
-BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>40</xmax><ymax>50</ymax></bndbox></object>"
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in err, err
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -75,47 +67,33 @@ def test_flag_mistakes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main_train([*small(toy_yaml), *flags]) == (3 if "99" in flags[-1] else 2)
-    assert words in one_line(capsys)
+    assert words in one_error(capsys.readouterr().err)
     assert not (tmp_path / "runs").exists()
 
 
-def voc_tree(root: Path, annotation: str) -> Path:
-    from sp_yolo.data import ensure_toy_dataset
-
-    toy = ensure_toy_dataset(root / "toy", train=4, val=2, image_size=64)
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for index, image in enumerate(sorted((toy.parent / "images" / "train").iterdir())):
-        image.rename(root / "JPEGImages" / f"{index}.jpg")
-        text = annotation if index == 0 else VOC.format(BOX.format("a", 5))
-        (root / "Annotations" / f"{index}.xml").write_text(text)
-    for split in ("train", "val"):
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("0\n1\n2\n3\n")
-    path = root / "voc.yaml"
-    path.write_text(f"root: {root}\nformat: voc\ntrain: train\nval: val\nnames: [a]\n")
-    return path
+GOOD = dict.fromkeys("0123", voc_object())
 
 
-@pytest.mark.parametrize("x1", ["nan", "abc", "40"], ids=["nan", "word", "no width"])
+@pytest.mark.parametrize("x1", ["nan", "abc", "18"], ids=["nan", "word", "no width"])
 def test_broken_voc_box_is_counted_and_training_goes_on(
     x1: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5) + "\n" + BOX.format("a", x1)))
+    data = voc_set(tmp_path / "set", {**GOOD, "0": GOOD["0"] + voc_object(box=(x1, 4, 18, 12))}).path
     assert main_train(small(data, "--epochs", "1")) == 2
-    assert "1 of 5 boxes would be lost" in one_line(capsys) and not (tmp_path / "runs").exists()
+    assert "1 of 5 boxes would be lost" in one_error(capsys.readouterr().err) and not (tmp_path / "runs").exists()
     assert main_train(small(data, "--epochs", "1", "--accept-losses")) == 0
-    assert "0.xml:2" in capsys.readouterr().out
+    assert "0.xml:5" in capsys.readouterr().out
 
 
 def test_image_of_zero_bytes_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = voc_tree(tmp_path / "set", VOC.format(BOX.format("a", 5)))
+    data = voc_set(tmp_path / "set", GOOD).path
     (tmp_path / "set" / "JPEGImages" / "2.jpg").write_bytes(b"")
     assert main_train(small(data, "--epochs", "1")) == 2
-    assert "1 of 4 images unread (1 empty file)" in one_line(capsys)
+    assert "1 of 4 images unread (1 empty file)" in one_error(capsys.readouterr().err)
     assert main_train(small(data, "--epochs", "1", "--accept-losses")) == 0
     out = capsys.readouterr().out
     assert "2.jpg: empty file" in out and "3 training images" in out

@@ -1,13 +1,12 @@
 """`train_sp.py` end to end on a small data set: files, console, determinism."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from program import Program, small
+from support.launcher import OPTIONS, Program, fingerprint, small
 
 from sp_yolo.config import load_config
 from sp_yolo.engine import Trainer
@@ -16,34 +15,6 @@ ORIGINAL_FILES = ["opt.yaml", "hyp.yaml", "results.txt", "weights/last.pt", "wei
 ORIGINAL_FILES += ["test_batch0_labels.jpg", "test_batch0_pred.jpg", "results.png", "confusion_matrix.png"]
 ORIGINAL_FILES += ["F1_curve.png", "P_curve.png", "R_curve.png", "PR_curve.png"]
 OUR_FILES = ["metrics.jsonl", "summary.json", "results.csv"]
-
-
-def fingerprint(path: Path) -> str:
-    """sha256 over weights, average and optimizer state of a checkpoint."""
-    content = torch.load(path, weights_only=True)
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                add(entry)
-        else:
-            digest.update(repr(value).encode())
-
-    for key in ("model", "ema", "optimizer", "ema_updates"):
-        add(content[key])
-    return digest.hexdigest()
-
-
-def small_options(toy_yaml: Path) -> dict:
-    shape = {"img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0}
-    return {"data": str(toy_yaml), **shape, "device": "cpu", "noautoanchor": True, "quiet": True}
 
 
 def test_a_run_leaves_what_users_expect(program: Program, toy_yaml: Path) -> None:
@@ -66,7 +37,7 @@ def test_a_run_leaves_what_users_expect(program: Program, toy_yaml: Path) -> Non
 def test_the_weights_of_a_pruned_run_have_its_zeros(tmp_path: Path, toy_yaml: Path) -> None:
     """The averaged weights are what is validated and delivered: they must be as sparse as SP was told."""
     overrides = {"sp_sigma_backbone": 0.8, "sp_sigma_head": 0.8, "sp_every": 2}
-    config = load_config(**small_options(toy_yaml), overrides=overrides, project=str(tmp_path), name="run")
+    config = load_config(data=str(toy_yaml), **OPTIONS, overrides=overrides, project=str(tmp_path), name="run")
     Trainer(config).fit()
     content = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=True)
     zeros = {kind: {name: w == 0 for name, w in content[kind].items() if w.ndim == 4} for kind in ("model", "ema")}
@@ -78,7 +49,7 @@ def test_the_weights_of_a_pruned_run_have_its_zeros(tmp_path: Path, toy_yaml: Pa
 def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, toy_yaml: Path) -> None:
     hashes = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        config = load_config(**small_options(toy_yaml), seed=seed, project=str(tmp_path), name=name)
+        config = load_config(data=str(toy_yaml), **OPTIONS, seed=seed, project=str(tmp_path), name=name)
         torch.set_num_threads(1)
         Trainer(config).fit()
         hashes.append(fingerprint(tmp_path / name / "weights" / "last.pt"))
@@ -87,5 +58,5 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path, toy_yaml: Path)
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "RMSprop"])
 def test_other_optimizers(tmp_path: Path, toy_yaml: Path, name: str) -> None:
-    config = load_config(**small_options(toy_yaml), optimizer=name, project=str(tmp_path), overrides={"lr0": 1e-3})
+    config = load_config(data=str(toy_yaml), **OPTIONS, optimizer=name, project=str(tmp_path), overrides={"lr0": 1e-3})
     assert Trainer(config).fit()["final"]["epoch"] == 0

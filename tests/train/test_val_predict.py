@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from program import small
+from support.launcher import small
 
 from sp_yolo.boxes import xyxy_to_cxcywh
 from sp_yolo.cli import main, main_train

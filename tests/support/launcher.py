@@ -1,8 +1,4 @@
-"""Training runs in processes of their own that can be killed, watched and given a fault.
-
-A fork server imports the program once; each run is a fork of it: a real process with a real exit code, in a fraction of
-a second instead of four.
-"""
+"""The program as a user starts it, and runs of seconds in processes that can be killed, watched and given a fault."""
 
 from __future__ import annotations
 
@@ -10,24 +6,62 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ENGINE = str(CHECKOUT / "sp_yolo" / "engine")
 # Named by the test, run in the child before training starts: what goes wrong there.
 Fault = Callable[..., None]
+# A run of seconds: as flags, and as the options of Config.
+FLAGS = "--img 64 --batch 4 --epochs 2 --workers 0 --device cpu --quiet --noautoanchor"
+OPTIONS = {"img_size": [64], "batch_size": 4, "epochs": 1, "workers": 0}
+OPTIONS |= {"device": "cpu", "quiet": True, "noautoanchor": True}
+
+
+def small(data: str | Path, *more: str) -> list[str]:
+    """Flags of a run of seconds."""
+    return [*FLAGS.split(" "), "--data", str(data), *more]
+
+
+def python(code: str, *arguments: str) -> str:
+    """What ``code`` prints in an interpreter of its own."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class Program:
+    """A script, `train_sp.py` where none is named, in processes of its own, one thread each, in a folder of its own."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}
+
+    def start(
+        self, *arguments: str, script: Path | None = CHECKOUT / "train_sp.py", processes: int = 1, **more: Any
+    ) -> subprocess.Popen[str]:
+        """``script`` None: the arguments are Python's own. More than one of ``processes``: under torchrun."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*(launcher if processes > 1 else []), *([str(script)] if script else []), *arguments]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *command], cwd=self.folder, env=self.environment, **pipes, **more)
+
+    def run(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **more)
+        out, err = process.communicate(timeout=600)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def fork_server() -> Any:
+    """Imports the program once; each process is a fork of it: a real one with a real exit code, in a fraction of the
+    time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sp_yolo.engine", "sp_yolo.cli", "fault_runs"])
+    context.set_forkserver_preload(["sp_yolo.engine", "sp_yolo.cli", __name__])
     return context
 
 
@@ -80,23 +114,11 @@ class Training:
 class Runs:
     """Starts trainings of a tiny network on tiny data in ``folder``."""
 
-    def __init__(self, folder: Path, data: Path, cfg: Path) -> None:
+    def __init__(self, folder: Path, data: Path, cfg: str) -> None:
         self.folder, self.data, self.cfg = folder, data, cfg
 
     def flags(self, *more: str, data: Path | None = None) -> list[str]:
-        flags = [
-            "--data",
-            str(data or self.data),
-            "--cfg",
-            str(self.cfg),
-            "--img",
-            "64",
-            "--batch",
-            "4",
-            "--workers",
-            "0",
-        ]
-        return [*flags, "--epochs", "2", "--device", "cpu", "--quiet", "--noautoanchor", "--set", "lr0=0.01", *more]
+        return small(data or self.data, "--cfg", self.cfg, "--set", "lr0=0.01", *more)
 
     def start(self, *flags: str, fault: tuple[Fault, tuple[Any, ...]] | None = None) -> Training:
         """A process that trains with just these ``flags``."""
@@ -147,46 +169,3 @@ def fingerprint(path: Path) -> str:
     for key in ("model", "ema", "ema_updates", "optimizer", "scaler", "progress", "hyp", "batches_per_epoch"):
         add([key, content[key]])
     return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------ faults of a process
-class _Moments:
-    """Counts the calls that code of the engine makes, C functions such as os.replace and os.fsync included."""
-
-    def __init__(self, die_at: int, count_file: str) -> None:
-        self.die_at, self.count_file, self.count = die_at, count_file, 0
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event not in ("call", "c_call") or not frame.f_code.co_filename.startswith(ENGINE):
-            return
-        self.count += 1
-        if self.count == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.count_file and frame.f_code.co_name == "_finish":
-            Path(self.count_file).write_text(str(self.count))
-            sys.setprofile(None)
-
-
-def count_moments(count_file: str) -> None:
-    """Write the number of moments of a run, from the first iteration to the last save, to ``count_file``."""
-    _profile_from_fit(_Moments(0, count_file))
-
-
-def die_at_moment(number: int) -> None:
-    """SIGKILL to this process, from itself, at that moment."""
-    _profile_from_fit(_Moments(number, ""))
-
-
-def _profile_from_fit(moments: _Moments) -> None:
-    from sp_yolo.engine import Trainer
-
-    fit = Trainer.fit
-
-    def watched(trainer: Trainer) -> dict[str, Any]:
-        sys.setprofile(moments)
-        try:
-            return fit(trainer)
-        finally:
-            sys.setprofile(None)
-
-    Trainer.fit = watched  # type: ignore[method-assign]

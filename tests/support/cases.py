@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sp_yolo.config import DatasetConfig, load_dataset_config
 from sp_yolo.data.index import Index, scan
 
@@ -14,10 +16,12 @@ DISC, BLOCK = ("disc", 10, 10, 40, 40), ("block", 50, 20, 90, 60)
 Box = tuple[str, int, int, int, int]
 
 
-def copy_case(number: int, folder: Path) -> Path:
-    """The folder of a copy of case ``number`` below ``folder``."""
+def go(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a copy of case ``number`` the working directory."""
     (case,) = CASES.glob(f"{number:02d}-*")
-    return Path(shutil.copytree(case, folder / case.name))
+    folder = Path(shutil.copytree(case, tmp_path / case.name))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def boxes_of(config: DatasetConfig, index: Index) -> dict[str, list[Box]]:
