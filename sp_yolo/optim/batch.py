@@ -79,9 +79,11 @@ class Batch:
         rows = zip(self.sizes, self.lengths, self.places, strict=True)
         return [min(step % places * length, n - length) for n, length, places in rows]
 
-    def advance(self) -> None:
+    def advance(self, finite: Tensor | None = None) -> None:
+        """Count the step; on the device only where its gradients were ``finite`` (0-dim bool; None: they were)."""
         if isinstance(self.step, Tensor):
-            self.step.add_(1)  # in place: a captured CUDA graph counts on
+            # In place: a captured CUDA graph counts on.
+            self.step.add_(1 if finite is None else finite.to(self.step.device))
             return
         step = self.step + 1
         for state in self.states:
@@ -144,9 +146,14 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def like_parameter(tensor: Tensor, param: Tensor) -> Tensor:
-    """The tensor in the memory order that the state of ``param`` has; itself when it has it already."""
-    if tensor.stride() == param.stride() and is_dense(param):
-        return tensor
+    """The tensor in the memory order that the state of ``param`` has; itself, or a view, when it has it already."""
+    if is_dense(param):
+        if tensor.stride() == param.stride():
+            return tensor
+        # A dimension of one element may have any stride: one order has several names.
+        strides = zip(tensor.stride(), param.stride(), param.shape, strict=True)
+        if all(own == other or size == 1 for own, other, size in strides):
+            return tensor.as_strided(param.shape, param.stride())
     return torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
 
 

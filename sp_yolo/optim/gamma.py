@@ -20,20 +20,18 @@ def damp(
     ``products``: <s, g> of each batch's tensors. ``levels``: ``damping.gamma_levels`` where the numbers stay on the
     device, else None. ``finite`` (0-dim bool): where it is False nothing changes; None: all gradients are.
     """
-    groups = [group for batch in batches for group, _, _ in batch.spans]
-    # A tensor on the device is not asked whether it is 0.
-    moving = [g for g in groups if (isinstance(g["lr"], Tensor) and levels is not None) or float(g["lr"]) > 0]
+    moving = moving_groups(batches, levels is not None)
     if not moving:
         return
     averages, gamma = model["averages"], model["gamma"]
     if not model["open"]:
-        gamma.copy_(_opening(batches, gamma))
-        model["open"] = True
+        open_gamma(model, batches)
         return
+    groups = [group for batch in batches for group, _, _ in batch.spans]
     lr_ref = reference_lr([group["lr"] for group in groups])
     pairs = [batch.pair(own, lr_ref).to(gamma.device) for batch, own in zip(batches, products, strict=True)]
     pair = pairs[0] if len(pairs) == 1 else torch.stack(pairs).sum(0)
-    cap = min(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]) for group in moving)
+    cap = gamma_cap(moving)
     if levels is None:
         numbers = averages.tolist(), gamma.item(), pair.tolist()
         after = damped_numbers(*numbers, model["rho"], model["growth"], cap / float(lr_ref))
@@ -46,6 +44,23 @@ def damp(
         found = torch.where(finite, found[0], averages), torch.where(finite, found[1], gamma)
     # In place: a captured CUDA graph replays on the same memory.
     torch._foreach_copy_([averages, gamma], list(found))
+
+
+def moving_groups(batches: list[Batch], on_device: bool) -> list[dict[str, Any]]:
+    """The groups whose lr is not 0; a tensor is not asked whether it is, where the step may not wait (``on_device``)."""
+    groups = [group for batch in batches for group, _, _ in batch.spans]
+    return [g for g in groups if (isinstance(g["lr"], Tensor) and on_device) or float(g["lr"]) > 0]
+
+
+def gamma_cap(moving: list[dict[str, Any]]) -> float:
+    """rcap of these groups together, eq. (13)."""
+    return float(min(group["rcap"] or derived_cap(group["momentum"], group["nesterov"]) for group in moving))
+
+
+def open_gamma(model: dict[str, Any], batches: list[Batch]) -> None:
+    """gamma of the first step that moves."""
+    model["gamma"].copy_(_opening(batches, model["gamma"]))
+    model["open"] = True
 
 
 def _opening(batches: list[Batch], gamma: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from sp_yolo.optim.damping import FISHER_FLOOR
 
 # Elements of a run that are summed in one go.
 PIECE = 256
+# Of a tensor: steps that ask whether there was a finite gradient before.
+FIRST_STEPS = 32
 
 
 class MultiTensor:
@@ -46,6 +48,8 @@ class MultiTensor:
         self.grads: list[Tensor] = []
         self.wide: list[Tensor] = []
         self.signed = self.before = self.zero
+        # Whether a gradient was finite yet; asked in the first steps only.
+        self.started: Tensor | None = None
 
     def take(self, check: bool) -> Tensor | None:
         """Take this step's gradients; whether all are finite (0-dim bool; None: not asked)."""
@@ -78,7 +82,7 @@ class MultiTensor:
         if batch.maximize:
             self.grads = list(torch._foreach_neg(self.grads))
             self.signed.neg_()
-        self._average(batch.newest_weight(), finite)
+        self._average(self._newest(finite), finite)
         steps = self._directions(finite)
         roots = self._move(steps)
         rows = (self.wide, roots) if batch.fisher else (self.wide,)
@@ -98,6 +102,18 @@ class MultiTensor:
         lr = self.batch.groups[0]["lr"]
         if isinstance(lr, Tensor):
             self.rate.mul_(lr.reshape(()))
+
+    def _newest(self, finite: Tensor | None) -> Any:
+        """The weight of this step's g^2. The first finite gradient's is 1, also after others, which the host counts."""
+        step, newest = self.batch.step, self.batch.newest_weight()
+        if finite is None or isinstance(step, Tensor) or step >= FIRST_STEPS:
+            return newest
+        if step == 0:
+            self.started = finite
+        elif self.started is not None:
+            newest = torch.add(self.one, self.started, alpha=newest - 1.0)
+            self.started = self.started | finite
+        return newest
 
     def _average(self, newest: Any, finite: Tensor | None) -> None:
         """E[g^2]; ``newest``: the weight of this step's."""

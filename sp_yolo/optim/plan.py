@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim import native
+from sp_yolo.optim import fused, native
 from sp_yolo.optim.batch import Batch, like_parameter, run_length
 from sp_yolo.optim.damping import gamma_levels
+from sp_yolo.optim.gamma import damp
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.settings import keeps_squares, prunable_flags
 from sp_yolo.optim.update import SingleTensor
@@ -29,11 +30,10 @@ class Plan:
     """
 
     def __init__(self, signature: Any, batches: list[Batch], paths: list[Path], levels: Tensor | None) -> None:
-        self.signature, self.batches, self.paths = signature, batches, paths
+        self.signature, self.batches, self.paths, self.levels = signature, batches, paths, levels
         self.name = ", ".join(dict.fromkeys(path.name for path in paths))
         self.params = [p for batch in batches for p in batch.params]
         self.states = [state for batch in batches for state in batch.states]
-        self.levels = levels
 
     def is_of(self, params: list[Tensor], state: Any) -> bool:
         """Whether the tensors are these, with the state that the plan was made of."""
@@ -48,11 +48,37 @@ class Plan:
     def products(self, finite: Any) -> list[Tensor]:
         return [path.products(finite) if isinstance(path, MultiTensor) else path.products() for path in self.paths]
 
-    def update(self, gamma: Tensor, finite: Any) -> None:
+    def damp(self, model: dict[str, Any], products: list[Tensor], finite: Any) -> None:
+        """Bring gamma up to date."""
+        damp(model, self.batches, products, self.levels, finite)
+
+    def update(self, model: dict[str, Any], finite: Any) -> None:
         """Backwards: the gradients that ``take`` read last are still in cache."""
+        gamma = model["gamma"]
         for path in reversed(self.paths):
             path.update(gamma, finite) if isinstance(path, MultiTensor) else path.update(gamma.item())
-            path.batch.advance()
+            path.batch.advance(finite if isinstance(path, MultiTensor) else None)
+
+
+class FusedPlan(Plan):
+    """All tensors together on the Triton path, where one launch serves them all and gamma is a kernel's work too."""
+
+    def __init__(self, signature: Any, step: fused.Fused, levels: Tensor) -> None:
+        super().__init__(signature, step.batches, [], levels)
+        self.step, self.name = step, step.name
+
+    def take(self, check: bool) -> None:
+        self.step.take(check)
+
+    def products(self, finite: Any) -> list[Tensor]:
+        return []
+
+    def damp(self, model: dict[str, Any], products: list[Tensor], finite: Any) -> None:
+        self.step.damp(model)
+
+    def update(self, model: dict[str, Any], finite: Any) -> None:
+        self.step.update(model)
+        self.step.advance()
 
 
 def on_device(groups: list[dict[str, Any]]) -> bool:
@@ -78,7 +104,7 @@ def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mappin
     """
     present = [p for group in groups for p in group["params"] if p.grad is not None and p.requires_grad]
     kinds = [
-        (*(group[name] for name in (*KIND, "held", "saliency")), bool(group["sigma"]), isinstance(group["lr"], Tensor))
+        (*(group[name] for name in (*KIND, "held", "saliency")), bool(group["sigma"]), _kind(group["lr"]))
         for group in groups
     ]
     once = [groups[0][name] for name in ("native", "foreach", "capturable", "rho", "growth")]
@@ -93,11 +119,34 @@ def current_plan(plan: Plan | None, groups: list[dict[str, Any]], states: Mappin
 
 
 def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any, Any]) -> Plan:
+    waits = not on_device(groups)
+    if not waits and fused.supports(groups):
+        batches = _make_batches(groups, states, True)
+        step = fused.fused_step(batches) if batches else None
+        if step is not None:
+            return FusedPlan(signature, step, _levels(groups, batches))
+    batches = _make_batches(groups, states, False)
+    if not batches or waits:
+        return Plan(signature, batches, [_path_on_host(batch, groups[0]["native"]) for batch in batches], None)
+    return Plan(signature, batches, [MultiTensor(batch) for batch in batches], _levels(groups, batches))
+
+
+def _kind(lr: Any) -> Any:
+    """What a plan depends on of a rate."""
+    return (lr.device, lr.dtype) if isinstance(lr, Tensor) else None
+
+
+def _levels(groups: list[dict[str, Any]], batches: list[Batch]) -> Tensor:
+    return gamma_levels(groups[0]["rho"], groups[0]["growth"], batches[0].params[0].device)
+
+
+def _make_batches(groups: list[dict[str, Any]], states: Mapping[Any, Any], mixed_lr: bool) -> list[Batch]:
+    """``mixed_lr``: groups whose lr is a tensor may share a batch."""
     capturable = groups[0]["capturable"]
     rows: dict[tuple[Any, ...], list[tuple[Tensor, dict[str, Any], dict[str, Any]]]] = {}
     for group in groups:
         kind: tuple[Any, ...] = tuple(group[name] for name in KIND)
-        if isinstance(group["lr"], Tensor):
+        if isinstance(group["lr"], Tensor) and not mixed_lr:
             kind += (id(group),)
         for param, prunable in zip(group["params"], prunable_flags(group), strict=True):
             if param.grad is None or not param.requires_grad:
@@ -108,10 +157,7 @@ def _make_plan(signature: Any, groups: list[dict[str, Any]], states: Mapping[Any
     for row in rows.values():
         params, owners, own = (list(column) for column in zip(*row, strict=True))
         batches.append(Batch(params, owners, own, fixed_run=capturable))
-    if not batches or not on_device(groups):
-        return Plan(signature, batches, [_path_on_host(batch, groups[0]["native"]) for batch in batches], None)
-    levels = gamma_levels(groups[0]["rho"], groups[0]["growth"], batches[0].params[0].device)
-    return Plan(signature, batches, [MultiTensor(batch) for batch in batches], levels)
+    return batches
 
 
 def _path_on_host(batch: Batch, wish: bool | None) -> Path:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sp_yolo.optim.gamma import damp
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.plan import SPARSE, Plan, all_of, current_plan, on_device
 from sp_yolo.optim.prune import forget_displacement, prune_group
@@ -166,7 +165,7 @@ class SP(Optimizer):
             self._paper_step()
             return
         plan = self._plan = current_plan(self._plan, self.param_groups, self.state)
-        if plan.paths:
+        if plan.batches:
             self._step(plan)
 
     def _step(self, plan: Plan) -> None:
@@ -178,14 +177,14 @@ class SP(Optimizer):
         if finite is False:
             return
         self._damp(plan, plan.products(finite), finite)
-        plan.update(model["gamma"], finite)
+        plan.update(model, finite)
         if model["open"]:  # a step of lr 0, as torch takes one to make state before it loads some, ranks nothing
             self._prune(model["k"])
         model["k"] += 1
 
     def _damp(self, plan: Plan, products: list[Tensor], finite: Tensor | None) -> None:
         """Bring gamma up to date."""
-        damp(self.param_groups[0], plan.batches, products, plan.levels, finite)
+        plan.damp(self.param_groups[0], products, finite)
 
     def _prune(self, step: int) -> None:
         """The proximal step of every group for which it is due."""
