@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from sp_yolo.boxes import cxcywh_to_xyxy, letterbox, xyxy_to_cxcywh
 from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
-from sp_yolo.data.cache import AUTO_SHARE, MEMORY_SHARE, DiskCache, MemoryCache, free_memory
+from sp_yolo.data.cache import Load, MemoryCache, open_cache
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
 from sp_yolo.data.labels import CROWD
@@ -46,8 +45,9 @@ class DetectionDataset:
 
     ``image_size`` px is the longer side of an image. ``rect`` groups images of similar shape into batches of
     ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides). ``cache_images``:
-    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk"; ``processes`` on
-    this machine keep images of their own. ``augment``: the recipe's part; without one nothing is drawn.
+    False, or what :func:`sp_yolo.data.cache.open_cache` takes; ``processes`` on this machine keep images of their own.
+    ``augment``: the recipe's part; without one nothing is drawn. With one, large JPEGs are decoded at reduced size,
+    but with ``compat``.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
@@ -87,8 +87,10 @@ class DetectionDataset:
             self._plan_rect(batch_size, stride, pad)
         self.labels = [entry.labels for entry in self._entries]
         self.shapes_wh = np.array([entry.size_wh for entry in self._entries], np.int64)
+        # A measurement keeps every pixel, and --compat those of the original.
+        self._reduces = augment is not None and not compat
         self._has_segments = any(entry.segments is not None for entry in self._entries)
-        self._read: Callable[[int], np.ndarray] = self._read_resized
+        self._read: Load = self._read_resized
         self.cache_note, self.in_memory = "", False
         if cache_images:
             self._use_cache(config, cache_images, processes)
@@ -167,18 +169,22 @@ class DetectionDataset:
                 self._input_hw[position] = (int(height), int(width))
 
     def _use_cache(self, config: DatasetConfig, kind: bool | str, processes: int) -> None:
-        scaled = [self._resized_wh(entry.size_wh) for entry in self._entries]
-        sizes = [3 * width * height for width, height in scaled]
-        cache: MemoryCache | DiskCache
-        if kind == "disk":
-            paths = [entry.path for entry in self._entries]
-            variant = f"{self.image_size}|{self.augment is not None}"
-            cache = DiskCache(self._read_resized, paths, sizes, config.root / ".image_cache", variant)
-        elif kind == "auto" and sum(sizes) > AUTO_SHARE * free_memory() / processes:
+        sizes_wh = np.array([self._resized_wh(entry.size_wh) for entry in self._entries], np.int64)
+        trained = self.augment is not None
+        cache = open_cache(
+            kind,
+            self._read_resized,
+            self.paths,
+            sizes_wh,
+            config.root,
+            f"{self.image_size}|{trained}|{self._reduces}",
+            processes=processes,
+            often=trained,
+        )
+        if isinstance(cache, str):
+            self.cache_note = cache
             return
-        else:
-            cache = MemoryCache(self._read_resized, sizes, int(MEMORY_SHARE * free_memory() / processes))
-            self.in_memory = cache.complete
+        self.in_memory = isinstance(cache, MemoryCache) and cache.complete
         self._read, self.cache_note = cache, cache.note
 
     # ---------------------------------------------------------------------------------------------------- one image
@@ -188,17 +194,17 @@ class DetectionDataset:
 
     def _read_resized(self, index: int) -> np.ndarray:
         """BGR pixels, longer side = image_size."""
-        path = self._entries[index].path
+        entry = self._entries[index]
         try:
-            image = read_image(path)
+            image = read_image(entry.path, self.image_size if self._reduces else 0)
         except ImageFault as fault:
-            raise UserError(f"{path}: {fault} (it was readable when training began)") from None
-        height, width = image.shape[:2]
-        if max(height, width) == self.image_size:
+            raise UserError(f"{entry.path}: {fault} (it was readable when training began)") from None
+        wanted_wh = self._resized_wh(entry.size_wh)
+        if image.shape[1::-1] == wanted_wh:
             return image
-        shrinks = self.image_size < max(height, width)
+        shrinks = self.image_size < max(entry.size_wh)
         method = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
-        return cv2.resize(image, self._resized_wh((width, height)), interpolation=method)
+        return cv2.resize(image, wanted_wh, interpolation=method)
 
     def _tile(self, index: int) -> Sample:
         """An image with its labels in px of the resized picture."""
