@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
 from sp_yolo.data.cache import Load, MemoryCache, open_cache
+from sp_yolo.data.canvas import Tile, painted
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
 from sp_yolo.data.labels import CROWD
 from sp_yolo.data.paste import collect_crops, copy_paste, draw_copy_paste, paste_in
+from sp_yolo.data.sketch import Sketch
 from sp_yolo.errors import UserError
 
 
@@ -33,9 +36,9 @@ class SampleMeta:
 
 
 class Item(NamedTuple):
-    """``image`` uint8 [H, W, 3] RGB, ``labels`` float32 [n, 5] class and normalised cx, cy, w, h."""
+    """``image`` uint8 [H, W, 3] RGB, or its Sketch; ``labels`` float32 [n, 5] class and normalised cx, cy, w, h."""
 
-    image: np.ndarray
+    image: Any
     labels: np.ndarray
     meta: SampleMeta
 
@@ -47,7 +50,7 @@ class DetectionDataset:
     ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides). ``cache_images``:
     False, or what :func:`sp_yolo.data.cache.open_cache` takes; ``processes`` on this machine keep images of their own.
     ``augment``: the recipe's part; without one nothing is drawn. With one, large JPEGs are decoded at reduced size,
-    but with ``compat``.
+    but with ``compat``. ``sketches``: training items hold sketches, of which ``compose`` makes the pixels.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
@@ -74,6 +77,7 @@ class DetectionDataset:
         cache_images: bool | str = False,
         compat: bool = False,
         processes: int = 1,
+        sketches: bool = False,
     ) -> None:
         found = scan(config, split, single_class=single_class, compat=compat)
         self.image_size, self.seed, self.augment, self.rect = image_size, seed, augment, rect
@@ -87,6 +91,7 @@ class DetectionDataset:
             self._plan_rect(batch_size, stride, pad)
         self.labels = [entry.labels for entry in self._entries]
         self.shapes_wh = np.array([entry.size_wh for entry in self._entries], np.int64)
+        self._render: augmentation.Render = Sketch.warped if sketches else augmentation.warp_pixels
         # A measurement keeps every pixel, and --compat those of the original.
         self._reduces = augment is not None and not compat
         self._has_segments = any(entry.segments is not None for entry in self._entries)
@@ -120,7 +125,9 @@ class DetectionDataset:
         height, width = sample.image.shape[:2]
         centre_wh = xyxy_to_cxcywh(sample.boxes_xyxy) / np.array([width, height, width, height], np.float32)
         labels = np.concatenate((sample.classes[:, None], centre_wh), 1).astype(np.float32)
-        image = cv2.cvtColor(sample.image, cv2.COLOR_BGR2RGB)
+        image = sample.image
+        if not isinstance(image, Sketch):
+            image = cv2.cvtColor(painted(image), cv2.COLOR_BGR2RGB)
         original_hw = (entry.size_wh[1], entry.size_wh[0])
         return Item(image, labels, SampleMeta(index, entry.image_id, entry.path, original_hw, ratio_pad))
 
@@ -209,18 +216,18 @@ class DetectionDataset:
     def _tile(self, index: int) -> Sample:
         """An image with its labels in px of the resized picture."""
         entry = self._entries[index]
-        image = self._read(index)
-        height, width = image.shape[:2]
+        width, height = self._resized_wh(entry.size_wh)
         scale = np.array([width, height, width, height], np.float32)
         boxes = cxcywh_to_xyxy(entry.labels[:, 1:] * scale)
         segments = None if entry.segments is None else [segment * scale[:2] for segment in entry.segments]
-        return Sample(image, entry.labels[:, 0], boxes, segments)
+        tile = Tile((width, height), functools.partial(self._read, index))
+        return Sample(tile, entry.labels[:, 0], boxes, segments)
 
     def _letterboxed(self, index: int) -> tuple[Sample, tuple[tuple[float, float], tuple[float, float]]]:
         width, height = self._entries[index].size_wh
         tile = self._tile(index)
         resized_h, resized_w = tile.image.shape[:2]
-        image, ratio, pad_wh = letterbox(tile.image, self._input_hw[index], scale_up=self.augment is not None)
+        image, ratio, pad_wh = letterbox(painted(tile.image), self._input_hw[index], scale_up=self.augment is not None)
         boxes = tile.boxes_xyxy * np.float32(ratio) + np.array([*pad_wh, *pad_wh], np.float32)
         ratio_pad = ((resized_h / height * ratio, resized_w / width * ratio), pad_wh)
         return Sample(image, tile.classes, boxes), ratio_pad
@@ -238,7 +245,7 @@ class DetectionDataset:
                 sample = augmentation.mixup(sample, second, float(rng.beta(8, 8)))
         else:
             sample, ratio_pad = self._letterboxed(index)
-            sample = augmentation.warp(sample, augmentation.draw_warp(rng, recipe))
+            sample = augmentation.warp(sample, augmentation.draw_warp(rng, recipe), render=self._render)
         sample = replace(sample, image=augmentation.hsv(sample.image, augmentation.draw_hsv(rng, recipe)))
         if self._has_segments and rng.random() < recipe.paste_in:
             crops = collect_crops(lambda: self._raw_mosaic(int(rng.integers(len(self))), 4, rng), rng)
@@ -251,7 +258,7 @@ class DetectionDataset:
         sample = self._raw_mosaic(index, 4 if rng.random() < 0.8 else 9, rng)
         sample = copy_paste(sample, draw_copy_paste(rng, sample, recipe.copy_paste))
         border = -self.image_size // 2
-        return augmentation.warp(sample, augmentation.draw_warp(rng, recipe), (border, border))
+        return augmentation.warp(sample, augmentation.draw_warp(rng, recipe), (border, border), self._render)
 
     def _raw_mosaic(self, index: int, count: int, rng: np.random.Generator) -> Sample:
         """The mosaic of an image and random partners, 2s x 2s."""

@@ -156,7 +156,7 @@ def bytes_in_tree(folder: Path) -> int:
     return sum(bytes_in(each) for each in [folder, *folder.rglob("*")] if each.is_dir()) if folder.exists() else 0
 
 
-# ------------------------------------------------------------------------------------------------------ reduced decoding
+# ----------------------------------------------------------------------------------------------------- reduced decoding
 def test_training_decodes_large_jpegs_reduced_and_nothing_else_does(tmp_path: Path) -> None:
     """By what the pixels are: 1 px stripes are gray after averaging, and aliased where every third pixel is taken."""
     config = yolo_set(tmp_path, {"1": ROW})
