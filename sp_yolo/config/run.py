@@ -40,6 +40,12 @@ class DataOptions:
     cache_images: str = option(
         "", "keep decoded images", "--cache-images", "--cache", rule=Rule(words=("ram", "disk")), without="ram"
     )
+    augment_on: str = option(
+        "auto",
+        "where pictures are warped and coloured: cpu or device (default: a GPU does it, but for --compat and --quad)",
+        rule=Rule(words=("auto", "cpu", "device")),
+        on_resume=True,
+    )
     accept_losses: bool = option(False, "train although many labels or images cannot be used", on_resume=True)
 
 

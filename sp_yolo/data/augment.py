@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 
 from sp_yolo.config import AugmentRecipe
+from sp_yolo.data.canvas import PADDING, Canvas, Tile, painted, visible
+from sp_yolo.data.sketch import Sketch
 
-PADDING = 114  # gray value of everything that no image covers
 _SEGMENT_POINTS = 1000  # a polygon is resampled to this many, so that clipping it at the border is exact enough
 _EPSILON = 1e-16
+
+
+Picture: TypeAlias = np.ndarray | Tile | Canvas | Sketch  # each has a .shape
+Render: TypeAlias = Callable[[Any, np.ndarray, tuple[int, int]], np.ndarray | Sketch]
 
 
 @dataclass(slots=True)
 class Sample:
     """One picture on its way: ``image`` uint8 [H, W, 3] BGR, ``classes`` [n], ``boxes_xyxy`` [n, 4] px.
 
+    The image may be one that is still to be read or painted, or a sketch, of which a device makes the pixels.
     ``segments``: a polygon [k, 2] px per box ([0, 2]: none), or None when no box has one.
     """
 
-    image: np.ndarray
+    image: Picture
     classes: np.ndarray
     boxes_xyxy: np.ndarray
     segments: list[np.ndarray] | None = None
@@ -77,17 +83,14 @@ def warp_matrix(draws: WarpDraws, input_hw: tuple[int, int], output_hw: tuple[in
     return translation @ shear @ rotation @ perspective @ centre
 
 
-def warp(sample: Sample, draws: WarpDraws, border_hw: tuple[int, int] = (0, 0)) -> Sample:
-    """Picture and boxes into input size + 2 border; a box that keeps too little of itself is dropped."""
+def warp(sample: Sample, draws: WarpDraws, border_hw: tuple[int, int] = (0, 0), render: Render | None = None) -> Sample:
+    """Picture and boxes into input size + 2 border; a box that keeps too little of itself is dropped.
+
+    ``render`` warps the picture: :func:`warp_pixels`, or ``Sketch.warped`` to leave it to a device.
+    """
     height, width = sample.image.shape[0] + 2 * border_hw[0], sample.image.shape[1] + 2 * border_hw[1]
     matrix = warp_matrix(draws, sample.image.shape[:2], (height, width))
-    image = sample.image
-    if border_hw != (0, 0) or (matrix != np.eye(3)).any():
-        color = (PADDING, PADDING, PADDING)
-        if draws.perspective_x or draws.perspective_y:
-            image = cv2.warpPerspective(image, matrix, (width, height), borderValue=color)
-        else:
-            image = cv2.warpAffine(image, matrix[:2], (width, height), borderValue=color)
+    image = (render or warp_pixels)(sample.image, matrix, (height, width))
     if not len(sample.classes):
         return Sample(image, sample.classes, sample.boxes_xyxy)
     boxes = _warp_boxes(sample.boxes_xyxy, matrix, width, height)
@@ -98,6 +101,21 @@ def warp(sample: Sample, draws: WarpDraws, border_hw: tuple[int, int] = (0, 0)) 
         smallest_share[outlined] = 0.01
     keep = _keep(sample.boxes_xyxy * draws.scale, boxes, smallest_share)
     return Sample(image, sample.classes[keep], boxes[keep].astype(sample.boxes_xyxy.dtype))
+
+
+def warp_pixels(picture: Picture, matrix: np.ndarray, output_hw: tuple[int, int]) -> np.ndarray:
+    """Through ``matrix`` [3, 3], from input to output pixels. Of a canvas only what can be seen is read."""
+    height, width = output_hw
+    if isinstance(picture, Canvas):
+        image = picture.paint_within(visible(np.linalg.inv(matrix), output_hw, picture.shape))
+    else:
+        image = painted(picture)
+    if image.shape[:2] == output_hw and (matrix == np.eye(3)).all():
+        return image
+    color = (PADDING, PADDING, PADDING)
+    if matrix[2, :2].any():
+        return cv2.warpPerspective(image, matrix, (width, height), borderValue=color)
+    return cv2.warpAffine(image, matrix[:2], (width, height), borderValue=color)
 
 
 def _project(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -189,12 +207,7 @@ def mosaic9(tiles: Sequence[Sample], size: int, window_yx: tuple[int, int]) -> S
 
 def _assemble(tiles: Sequence[Sample], corners: Sequence[tuple[int, int]], side: int) -> Sample:
     """Tiles with their top left at ``corners`` (x, y) on a square canvas, boxes and polygons clipped to it."""
-    canvas = np.full((side, side, 3), PADDING, np.uint8)
-    for tile, (x, y) in zip(tiles, corners, strict=True):
-        h, w = tile.image.shape[:2]
-        x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, side), min(y + h, side)
-        if x1 < x2 and y1 < y2:
-            canvas[y1:y2, x1:x2] = tile.image[y1 - y : y2 - y, x1 - x : x2 - x]
+    canvas = Canvas((side, side), [tile.image for tile in tiles], corners)
     shifts = np.repeat(np.array(corners, np.float32), [len(tile.classes) for tile in tiles], axis=0)
     boxes = np.concatenate([tile.boxes_xyxy for tile in tiles]) + np.concatenate((shifts, shifts), 1)
     segments = join_segments(tiles)
@@ -216,9 +229,11 @@ def join_segments(samples: Sequence[Sample]) -> list[np.ndarray] | None:
 
 def mixup(first: Sample, second: Sample, share: float) -> Sample:
     """``share`` of the first picture plus the rest of the second, truncated; the boxes of both."""
-    blend = first.image * np.float32(share) + second.image * np.float32(1 - share)
     classes = np.concatenate((first.classes, second.classes))
     boxes = np.concatenate((first.boxes_xyxy, second.boxes_xyxy))
+    if isinstance(first.image, Sketch) and isinstance(second.image, Sketch):
+        return Sample(first.image.blended(second.image, share), classes, boxes)
+    blend = painted(first.image) * np.float32(share) + painted(second.image) * np.float32(1 - share)
     return Sample(blend.astype(np.uint8), classes, boxes)
 
 
@@ -228,14 +243,16 @@ def draw_hsv(rng: np.random.Generator, recipe: AugmentRecipe) -> np.ndarray:
     return 1 + rng.uniform(-1, 1, 3) * (recipe.hsv_h, recipe.hsv_s, recipe.hsv_v)
 
 
-def hsv(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def hsv(image: Picture, factors: np.ndarray) -> np.ndarray | Sketch:
     """A BGR picture with hue, saturation and value multiplied, through tables of 256."""
     levels = np.arange(256)
-    table = np.empty((1, 256, 3), np.uint8)
-    table[0, :, 0] = (levels * factors[0]) % 180
-    table[0, :, 1:] = np.clip(levels[:, None] * factors[1:], 0, 255)
-    converted = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    return cv2.cvtColor(cv2.LUT(converted, table, converted), cv2.COLOR_HSV2BGR)
+    table = np.empty((256, 3), np.uint8)
+    table[:, 0] = (levels * factors[0]) % 180
+    table[:, 1:] = np.clip(levels[:, None] * factors[1:], 0, 255)
+    if isinstance(image, Sketch):
+        return replace(image, table=table)
+    converted = cv2.cvtColor(painted(image), cv2.COLOR_BGR2HSV)
+    return cv2.cvtColor(cv2.LUT(converted, table[None], converted), cv2.COLOR_HSV2BGR)
 
 
 def flip(sample: Sample, up_down: bool, left_right: bool) -> Sample:
@@ -248,5 +265,7 @@ def flip(sample: Sample, up_down: bool, left_right: bool) -> Sample:
         boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
     if left_right:
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if isinstance(sample.image, Sketch):
+        return Sample(sample.image.flipped(up_down, left_right), sample.classes, boxes)
     code = -1 if up_down and left_right else int(left_right)
-    return Sample(cv2.flip(sample.image, code), sample.classes, boxes)
+    return Sample(cv2.flip(painted(sample.image), code), sample.classes, boxes)

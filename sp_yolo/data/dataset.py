@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,11 +14,13 @@ from sp_yolo.boxes import cxcywh_to_xyxy, letterbox, xyxy_to_cxcywh
 from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
-from sp_yolo.data.cache import AUTO_SHARE, MEMORY_SHARE, DiskCache, MemoryCache, free_memory
+from sp_yolo.data.cache import Load, MemoryCache, open_cache
+from sp_yolo.data.canvas import Tile, painted
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
 from sp_yolo.data.labels.common import CROWD
 from sp_yolo.data.paste import collect_crops, copy_paste, draw_copy_paste, paste_in
+from sp_yolo.data.sketch import Sketch
 from sp_yolo.errors import UserError
 
 
@@ -34,9 +36,9 @@ class SampleMeta:
 
 
 class Item(NamedTuple):
-    """``image`` uint8 [H, W, 3] RGB, ``labels`` float32 [n, 5] class and normalised cx, cy, w, h."""
+    """``image`` uint8 [H, W, 3] RGB, or its Sketch; ``labels`` float32 [n, 5] class and normalised cx, cy, w, h."""
 
-    image: np.ndarray
+    image: Any
     labels: np.ndarray
     meta: SampleMeta
 
@@ -46,8 +48,9 @@ class DetectionDataset:
 
     ``image_size`` px is the longer side of an image. ``rect`` groups images of similar shape into batches of
     ``batch_size``, each padded to multiples of ``stride`` (plus ``pad`` strides). ``cache_images``:
-    False, True (memory, as far as it fits), "auto" (memory, if that takes little of it) or "disk"; ``processes`` on
-    this machine keep images of their own. ``augment``: the recipe's part; without one nothing is drawn.
+    False, or what :func:`sp_yolo.data.cache.open_cache` takes; ``processes`` on this machine keep images of their own.
+    ``augment``: the recipe's part; without one nothing is drawn. With one, large JPEGs are decoded at reduced size,
+    but with ``compat``. ``sketches``: training items hold sketches, of which ``compose`` makes the pixels.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
@@ -74,6 +77,7 @@ class DetectionDataset:
         cache_images: bool | str = False,
         compat: bool = False,
         processes: int = 1,
+        sketches: bool = False,
     ) -> None:
         found = scan(config, split, single_class=single_class, compat=compat)
         self.image_size, self.seed, self.augment, self.rect = image_size, seed, augment, rect
@@ -87,8 +91,11 @@ class DetectionDataset:
             self._plan_rect(batch_size, stride, pad)
         self.labels = [entry.labels for entry in self._entries]
         self.shapes_wh = np.array([entry.size_wh for entry in self._entries], np.int64)
+        self._render: augmentation.Render = Sketch.warped if sketches else augmentation.warp_pixels
+        # A measurement keeps every pixel, and --compat those of the original.
+        self._reduces = augment is not None and not compat
         self._has_segments = any(entry.segments is not None for entry in self._entries)
-        self._read: Callable[[int], np.ndarray] = self._read_resized
+        self._read: Load = self._read_resized
         self.cache_note, self.in_memory = "", False
         if cache_images:
             self._use_cache(config, cache_images, processes)
@@ -118,7 +125,9 @@ class DetectionDataset:
         height, width = sample.image.shape[:2]
         centre_wh = xyxy_to_cxcywh(sample.boxes_xyxy) / np.array([width, height, width, height], np.float32)
         labels = np.concatenate((sample.classes[:, None], centre_wh), 1).astype(np.float32)
-        image = cv2.cvtColor(sample.image, cv2.COLOR_BGR2RGB)
+        image = sample.image
+        if not isinstance(image, Sketch):
+            image = cv2.cvtColor(painted(image), cv2.COLOR_BGR2RGB)
         original_hw = (entry.size_wh[1], entry.size_wh[0])
         return Item(image, labels, SampleMeta(index, entry.image_id, entry.path, original_hw, ratio_pad))
 
@@ -167,18 +176,22 @@ class DetectionDataset:
                 self._input_hw[position] = (int(height), int(width))
 
     def _use_cache(self, config: DatasetConfig, kind: bool | str, processes: int) -> None:
-        scaled = [self._resized_wh(entry.size_wh) for entry in self._entries]
-        sizes = [3 * width * height for width, height in scaled]
-        cache: MemoryCache | DiskCache
-        if kind == "disk":
-            paths = [entry.path for entry in self._entries]
-            variant = f"{self.image_size}|{self.augment is not None}"
-            cache = DiskCache(self._read_resized, paths, sizes, config.root / ".image_cache", variant)
-        elif kind == "auto" and sum(sizes) > AUTO_SHARE * free_memory() / processes:
+        sizes_wh = np.array([self._resized_wh(entry.size_wh) for entry in self._entries], np.int64)
+        trained = self.augment is not None
+        cache = open_cache(
+            kind,
+            self._read_resized,
+            self.paths,
+            sizes_wh,
+            config.root,
+            f"{self.image_size}|{trained}|{self._reduces}",
+            processes=processes,
+            often=trained,
+        )
+        if isinstance(cache, str):
+            self.cache_note = cache
             return
-        else:
-            cache = MemoryCache(self._read_resized, sizes, int(MEMORY_SHARE * free_memory() / processes))
-            self.in_memory = cache.complete
+        self.in_memory = isinstance(cache, MemoryCache) and cache.complete
         self._read, self.cache_note = cache, cache.note
 
     # ---------------------------------------------------------------------------------------------------- one image
@@ -188,33 +201,33 @@ class DetectionDataset:
 
     def _read_resized(self, index: int) -> np.ndarray:
         """BGR pixels, longer side = image_size."""
-        path = self._entries[index].path
+        entry = self._entries[index]
         try:
-            image = read_image(path)
+            image = read_image(entry.path, self.image_size if self._reduces else 0)
         except ImageFault as fault:
-            raise UserError(f"{path}: {fault} (it was readable when training began)") from None
-        height, width = image.shape[:2]
-        if max(height, width) == self.image_size:
+            raise UserError(f"{entry.path}: {fault} (it was readable when training began)") from None
+        wanted_wh = self._resized_wh(entry.size_wh)
+        if image.shape[1::-1] == wanted_wh:
             return image
-        shrinks = self.image_size < max(height, width)
+        shrinks = self.image_size < max(entry.size_wh)
         method = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
-        return cv2.resize(image, self._resized_wh((width, height)), interpolation=method)
+        return cv2.resize(image, wanted_wh, interpolation=method)
 
     def _tile(self, index: int) -> Sample:
         """An image with its labels in px of the resized picture."""
         entry = self._entries[index]
-        image = self._read(index)
-        height, width = image.shape[:2]
+        width, height = self._resized_wh(entry.size_wh)
         scale = np.array([width, height, width, height], np.float32)
         boxes = cxcywh_to_xyxy(entry.labels[:, 1:] * scale)
         segments = None if entry.segments is None else [segment * scale[:2] for segment in entry.segments]
-        return Sample(image, entry.labels[:, 0], boxes, segments)
+        tile = Tile((width, height), functools.partial(self._read, index))
+        return Sample(tile, entry.labels[:, 0], boxes, segments)
 
     def _letterboxed(self, index: int) -> tuple[Sample, tuple[tuple[float, float], tuple[float, float]]]:
         width, height = self._entries[index].size_wh
         tile = self._tile(index)
         resized_h, resized_w = tile.image.shape[:2]
-        image, ratio, pad_wh = letterbox(tile.image, self._input_hw[index], scale_up=self.augment is not None)
+        image, ratio, pad_wh = letterbox(painted(tile.image), self._input_hw[index], scale_up=self.augment is not None)
         boxes = tile.boxes_xyxy * np.float32(ratio) + np.array([*pad_wh, *pad_wh], np.float32)
         ratio_pad = ((resized_h / height * ratio, resized_w / width * ratio), pad_wh)
         return Sample(image, tile.classes, boxes), ratio_pad
@@ -232,7 +245,7 @@ class DetectionDataset:
                 sample = augmentation.mixup(sample, second, float(rng.beta(8, 8)))
         else:
             sample, ratio_pad = self._letterboxed(index)
-            sample = augmentation.warp(sample, augmentation.draw_warp(rng, recipe))
+            sample = augmentation.warp(sample, augmentation.draw_warp(rng, recipe), render=self._render)
         sample = replace(sample, image=augmentation.hsv(sample.image, augmentation.draw_hsv(rng, recipe)))
         if self._has_segments and rng.random() < recipe.paste_in:
             crops = collect_crops(lambda: self._raw_mosaic(int(rng.integers(len(self))), 4, rng), rng)
@@ -245,7 +258,7 @@ class DetectionDataset:
         sample = self._raw_mosaic(index, 4 if rng.random() < 0.8 else 9, rng)
         sample = copy_paste(sample, draw_copy_paste(rng, sample, recipe.copy_paste))
         border = -self.image_size // 2
-        return augmentation.warp(sample, augmentation.draw_warp(rng, recipe), (border, border))
+        return augmentation.warp(sample, augmentation.draw_warp(rng, recipe), (border, border), self._render)
 
     def _raw_mosaic(self, index: int, count: int, rng: np.random.Generator) -> Sample:
         """The mosaic of an image and random partners, 2s x 2s."""

@@ -27,6 +27,8 @@ _NOT_READ = frozenset({".arw", ".cr2", ".nef", ".pcx", ".tga"})  # nothing in th
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG_START, _JPEG_END, _PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
+# Only JPEG decoders gain by these: of other formats OpenCV decodes every pixel first.
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # A broken file is reported by us, in one line, with its name: not a second time by OpenCV.
@@ -53,8 +55,11 @@ def is_image_name(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], at_least: int = 0) -> np.ndarray:
     """Pixels of a file as uint8 [H, W, 3] in BGR order, upright: gray, alpha, CMYK, 16 bits and floats are converted.
+
+    ``at_least``: a JPEG is decoded at a half, a quarter or an eighth of its size, the smallest of which the longer side
+    keeps this many px (0: whole). It costs less time, and averages what a small picture could not show.
 
     Raises:
         ImageFault: missing, empty, truncated, or no image.
@@ -69,7 +74,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     if not data:
         raise ImageFault("empty file (0 bytes)")
     try:
-        return _decode(data)
+        return _decode(data, at_least)
     except ImageFault as fault:
         kind = os.path.splitext(path)[1].lower()
         if fault.reason == _NO_PICTURE and kind in _NOT_READ:
@@ -108,12 +113,13 @@ def _header_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
         return None
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, at_least: int) -> np.ndarray:
     if data.startswith(_JPEG_START) and data.rfind(_JPEG_END) < 0:
         raise ImageFault("truncated JPEG")  # some OpenCV versions would fill the missing part with gray
     try:
         # ANYDEPTH, because OpenCV's own way to 8 bits drops the lower byte: 12 bits in 16 turn nearly black
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        flags = _color_flag(data, at_least) | cv2.IMREAD_ANYDEPTH
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if image is None and data[:4] in (b"II*\0", b"MM\0*"):  # gray floats: OpenCV makes no colours of them
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             image = cv2.merge([image] * 3) if image is not None and image.ndim == 2 else None
@@ -124,6 +130,16 @@ def _decode(data: bytes) -> np.ndarray:
     if image is None:
         raise ImageFault(_foreign(data) or _NO_PICTURE)
     return image if image.dtype == np.uint8 else _to_eight_bits(image)
+
+
+def _color_flag(data: bytes, at_least: int) -> int:
+    """How OpenCV is to decode colours: of a JPEG at the size that ``at_least`` allows. Its orientation is followed."""
+    size = _jpeg_size(data) if at_least and data.startswith(_JPEG_START) else None
+    if size is not None:
+        for divisor, flag in _REDUCED.items():
+            if max(size) >= divisor * at_least:
+                return flag
+    return cv2.IMREAD_COLOR
 
 
 def _foreign(data: bytes) -> str:
@@ -168,7 +184,7 @@ def _to_eight_bits(image: np.ndarray) -> np.ndarray:
     return np.clip(scaled.round(), 0, 255).astype(np.uint8)
 
 
-def _jpeg_size(data: mmap.mmap) -> tuple[int, int] | None:
+def _jpeg_size(data: mmap.mmap | bytes) -> tuple[int, int] | None:
     """(width, height) from the start-of-frame segment; None where the segments make no sense (the decoder decides)."""
     position, orientation = 2, 1
     while position + 4 <= len(data) and data[position] == 0xFF:

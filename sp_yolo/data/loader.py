@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sp_yolo.data.compose import compose
 from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
 from sp_yolo.data.images import NO_MEMORY
+from sp_yolo.data.sketch import Sketch, SketchBatch, pack
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 
 _PREFETCH = 2  # batches each worker works ahead
@@ -24,12 +26,24 @@ _QUAD_KEY, _ORDER_KEY = 2**32 - 1, 2**32 - 2  # keep these draws apart from thos
 
 
 class Batch(NamedTuple):
-    """``images`` uint8 [B, 3, H, W] RGB, in channels_last memory; ``targets`` float32 [n, 6]: image index in the batch,
+    """``images`` uint8 [B, 3, H, W] RGB, in channels_last memory, on the CPU
+    unless a device composed them; ``targets`` float32 [n, 6]: image index in the batch,
     class, normalised cx, cy, w, h; ``metas``: one per image."""
 
     images: Tensor
     targets: Tensor
     metas: list[SampleMeta]
+
+
+class _Sketched(NamedTuple):
+    """A batch of which a device makes the pixels."""
+
+    sketches: SketchBatch
+    targets: Tensor
+    metas: list[SampleMeta]
+
+
+Made: TypeAlias = Batch | _Sketched | SPYoloError  # by a loader process
 
 
 class _Key(NamedTuple):
@@ -40,11 +54,14 @@ class _Key(NamedTuple):
     repeat: int
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch | _Sketched:
     """Stack images of one size; column 0 of the targets is the position in the batch."""
-    images = torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2)
     labels = [np.insert(item.labels, 0, position, axis=1) for position, item in enumerate(items)]
-    return Batch(images, torch.from_numpy(np.concatenate(labels)), [item.meta for item in items])
+    targets, metas = torch.from_numpy(np.concatenate(labels)), [item.meta for item in items]
+    sketches = [item.image for item in items if isinstance(item.image, Sketch)]
+    if sketches:
+        return _Sketched(pack(sketches), targets, metas)
+    return Batch(torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2), targets, metas)
 
 
 def collate_quad(items: Sequence[Item], draws: Sequence[float] | np.ndarray) -> Batch:
@@ -73,25 +90,26 @@ def collate_quad(items: Sequence[Item], draws: Sequence[float] | np.ndarray) -> 
     return Batch(stacked, torch.from_numpy(np.concatenate(targets)), metas)
 
 
-class _BatchSource(Dataset[Batch]):
+class _BatchSource(Dataset[Made]):
     """Makes a whole batch from its keys; an error comes back as a value, because torch turns it into a traceback."""
 
     def __init__(self, dataset: DetectionDataset, quad: bool) -> None:
         self._dataset, self._quad = dataset, quad
 
-    def __getitem__(self, keys: list[_Key]) -> Batch | SPYoloError:  # type: ignore[override]
-        items = []
-        for key in keys:
-            try:
+    def __getitem__(self, keys: list[_Key]) -> Made:
+        key = keys[0]
+        try:
+            items = []
+            for key in keys:
                 items.append(self._dataset.item(key.image, key.epoch, key.repeat))
-            except SPYoloError as error:
-                return error
-            except (MemoryError, cv2.error) as error:
-                if isinstance(error, cv2.error) and error.code != NO_MEMORY:
-                    raise
-                return EnvironmentFault(f"{self._dataset.path(key.image)}: not enough memory to load it")
-        if not self._quad:
-            return collate(items)
+            if not self._quad:
+                return collate(items)
+        except SPYoloError as error:
+            return error
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != NO_MEMORY:
+                raise
+            return EnvironmentFault(f"{self._dataset.path(key.image)}: not enough memory to load it")
         rng = np.random.default_rng((self._dataset.seed, *keys[0], _QUAD_KEY))
         return collate_quad(items, rng.random(len(items) // 4))
 
@@ -125,7 +143,9 @@ class Loader:
         pin_memory: bool,
         quad: bool,
         drop_last: bool,
+        device: torch.device,
     ) -> None:
+        self._device = device
         if quad and (batch_size % 4 or dataset.batch_indices is not None):
             raise UserError(f"--quad needs a batch size that is a multiple of 4 (found {batch_size}) and no --rect")
         self._dataset, self._batch_size, self._shuffle, self._seed = dataset, batch_size, shuffle, seed
@@ -133,7 +153,7 @@ class Loader:
         # In training every rank needs equally many batches; an evaluation must not see an image twice.
         self._fill_up = shuffle or dataset.augment
         self._plan = _Plan()
-        self._torch_loader: DataLoader[Batch] = DataLoader(
+        self._torch_loader: DataLoader[Made] = DataLoader(
             _BatchSource(dataset, quad),
             sampler=self._plan,
             batch_size=None,
@@ -164,6 +184,8 @@ class Loader:
             for batch in _iterate(self._torch_loader):
                 if isinstance(batch, SPYoloError):
                     raise batch
+                if isinstance(batch, _Sketched):
+                    batch = Batch(compose(batch.sketches, self._device), batch.targets, batch.metas)
                 yield batch
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             # the last three: a batch was announced, but the worker that holds its memory is gone
@@ -229,6 +251,7 @@ def build_loader(
     pin_memory: bool = False,
     quad: bool = False,
     drop_last: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
 ) -> Loader:
     """A :class:`Loader`: ``.epoch(e, start_batch)`` iterates over batches, ``.batches_per_epoch`` counts them.
 
@@ -237,7 +260,8 @@ def build_loader(
     batch is the same for any number of ranks. In evaluation every image comes once, and the images of a global batch
     are dealt to the ranks. A rect dataset keeps its groups: in training they are the batches of one rank, in evaluation
     the global batches, so that an image has the same shape for any number of ranks. ``workers``: processes, kept alive
-    over the epochs; 0: none.
+    over the epochs; 0: none. ``device``: where the sketches of a dataset become images; without sketches images are
+    made on the CPU.
 
     Raises:
         UserError: ``quad`` with a batch size that is no multiple of 4 or with rect; fewer images than one batch needs.
@@ -253,6 +277,7 @@ def build_loader(
         pin_memory=pin_memory,
         quad=quad,
         drop_last=drop_last,
+        device=device,
     )
 
 
@@ -267,7 +292,7 @@ def _number_repeats(epoch: int, indices: np.ndarray, repeat: int = 0) -> list[_K
     return keys
 
 
-def _iterate(torch_loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _iterate(torch_loader: DataLoader[Made]) -> Iterator[Made]:
     """Start an epoch. torch installs a SIGCHLD handler that throws a worker's death into whatever code runs just then;
     without it the death is noticed here, at the next batch, where it can be put into words."""
     in_main_thread = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")

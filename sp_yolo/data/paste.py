@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 from sp_yolo.data.augment import Sample
+from sp_yolo.data.canvas import Canvas, painted
+from sp_yolo.data.sketch import Sketch
 
 _COVER = 0.30  # no existing box may lose more of its area than this
 _SLOTS = (0.75,) * 2 + (0.5,) * 4 + (0.25,) * 4 + (0.125,) * 4 + (0.0625,) * 6  # largest share of a side per paste
@@ -53,7 +55,8 @@ def copy_paste(sample: Sample, indices: Sequence[int] | np.ndarray) -> Sample:
         classes = np.append(classes, classes[index])
         segments.append(segments[index] * (-1, 1) + (width, 0))
         cv2.drawContours(mask, [segments[index].astype(np.int32)], -1, 1, cv2.FILLED)
-    mirrored_image, pasted = cv2.flip(cv2.bitwise_and(sample.image, sample.image, mask=mask), 1), sample.image.copy()
+    image = painted(sample.image)
+    mirrored_image, pasted = cv2.flip(cv2.bitwise_and(image, image, mask=mask), 1), image.copy()
     visible = mirrored_image > 0
     pasted[visible] = mirrored_image[visible]
     return Sample(pasted, classes, boxes, segments)
@@ -74,7 +77,11 @@ def cut_objects(sample: Sample, rng: np.random.Generator) -> list[Crop]:
             continue
         mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
         cv2.drawContours(mask, [polygon - (x1, y1)], -1, 1, cv2.FILLED)
-        crops.append(Crop(float(sample.classes[index]), sample.image[y1:y2, x1:x2], mask.astype(bool)))
+        if isinstance(sample.image, Canvas):
+            image = sample.image.paint((x1, y1, x2, y2))
+        else:
+            image = painted(sample.image)[y1:y2, x1:x2]
+        crops.append(Crop(float(sample.classes[index]), image, mask.astype(bool)))
     return crops
 
 
@@ -92,19 +99,24 @@ def paste_in(sample: Sample, crops: Sequence[Crop], rng: np.random.Generator) ->
     """Paste crops into up to 20 free places of a picture."""
     if not crops:
         return sample
-    image, boxes, classes = sample.image.copy(), sample.boxes_xyxy, sample.classes
-    height, width = image.shape[:2]
+    boxes, classes = sample.boxes_xyxy, sample.classes
+    height, width = sample.image.shape[:2]
+    overlay, mask = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
     for share in _SLOTS:
         if rng.random() < 0.2:
             continue
         place = _draw_place(rng, share, height, width)
         if (place[2:] - place[:2]).min() <= 20 or (covered(place, boxes) >= _COVER).any():
             continue
-        pasted = _paste_crop(image, crops[int(rng.integers(len(crops)))], place)
+        pasted = _paste_crop(overlay, mask, crops[int(rng.integers(len(crops)))], place)
         if pasted is not None:
             label, box = pasted
             boxes = np.concatenate((boxes, np.array([box], boxes.dtype)))
             classes = np.append(classes, np.asarray(label, classes.dtype))
+    if isinstance(sample.image, Sketch):
+        return Sample(sample.image.pasted(mask, overlay), classes, boxes)
+    image = painted(sample.image).copy()
+    image[mask] = overlay[mask]
     return Sample(image, classes, boxes)
 
 
@@ -117,7 +129,9 @@ def _draw_place(rng: np.random.Generator, share: float, height: int, width: int)
     return np.array([x1, y1, min(width, x1 + box_w), min(height, y1 + box_h)])
 
 
-def _paste_crop(image: np.ndarray, crop: Crop, place: np.ndarray) -> tuple[float, tuple[int, int, int, int]] | None:
+def _paste_crop(
+    overlay: np.ndarray, pasted: np.ndarray, crop: Crop, place: np.ndarray
+) -> tuple[float, tuple[int, int, int, int]] | None:
     """Scale a crop into ``place``, paint it at its top left; (class, pasted box), or None where it is too small."""
     h, w = crop.image.shape[:2]
     x1, y1, x2, y2 = map(int, place)
@@ -128,5 +142,6 @@ def _paste_crop(image: np.ndarray, crop: Crop, place: np.ndarray) -> tuple[float
     mask = cv2.resize(crop.mask.astype(np.uint8), (new_w, new_h), interpolation=cv2.INTER_NEAREST).astype(bool)
     if 3 * mask.sum() <= 60:
         return None
-    image[y1 : y1 + new_h, x1 : x1 + new_w][mask] = cv2.resize(crop.image, (new_w, new_h))[mask]
+    overlay[y1 : y1 + new_h, x1 : x1 + new_w][mask] = cv2.resize(crop.image, (new_w, new_h))[mask]
+    pasted[y1 : y1 + new_h, x1 : x1 + new_w] |= mask
     return crop.label, (x1, y1, x1 + new_w, y1 + new_h)

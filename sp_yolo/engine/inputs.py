@@ -14,7 +14,7 @@ from sp_yolo.runtime.device import Compute
 
 
 def to_input(images: torch.Tensor, compute: Compute) -> torch.Tensor:
-    """uint8 [B,3,H,W] -> float [B,3,H,W] in 0..1 on the device, channels_last."""
+    """uint8 [B,3,H,W], on the CPU or already there -> float [B,3,H,W] in 0..1 on the device, channels_last."""
     moved = images.to(compute.device, non_blocking=True)
     return moved.contiguous(memory_format=torch.channels_last).float().div_(255)
 

@@ -79,6 +79,7 @@ def open_training_split(
 ) -> TrainingSplit:
     """The training data. ``batch_size``: asked for, over all processes; ``workers``: see :func:`loader_processes`."""
     per_process = max(batch_size // world.size, 1)
+    on_device = {"auto": compute.device.type == "cuda" and not compat, "cpu": False, "device": True}[options.augment_on]
     data = DetectionDataset(
         dataset,
         "train",
@@ -92,6 +93,7 @@ def open_training_split(
         cache_images=CACHES[options.cache_images],
         compat=compat,
         processes=world.local_size,
+        sketches=on_device and not options.quad,  # which joins pictures
     )
     total = total_batch(batch_size, len(data), world, options.data)
     loader = build_loader(
@@ -104,6 +106,7 @@ def open_training_split(
         world_size=world.size,
         pin_memory=compute.device.type == "cuda",
         quad=options.quad,
+        device=compute.device,
     )
     return TrainingSplit(data, loader, total)
 

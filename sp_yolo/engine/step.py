@@ -123,7 +123,7 @@ class TrainStep:
         name = f"nonfinite_{iteration:06d}{rank}.npz"
         kept = f"kept in {self.run.path / name}"
         try:
-            self.run.write_arrays(name, images=batch.images.numpy(), targets=batch.targets.numpy(), paths=paths)
+            self.run.write_arrays(name, images=batch.images.cpu().numpy(), targets=batch.targets.numpy(), paths=paths)
         except StorageError as error:
             kept = f"not kept ({error})"
         when = "before the step" if self.compute.device.type == "cpu" else "before anything was saved"

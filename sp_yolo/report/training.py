@@ -57,4 +57,4 @@ class RunPictures:
 
     def _draw(self, name: str, batch: Any, boxes: list[Any]) -> None:
         titles = [Path(meta.path).name for meta in batch.metas]
-        draw_mosaic(batch.images, boxes, self.names, self.folder / name, titles=titles)
+        draw_mosaic(batch.images.cpu(), boxes, self.names, self.folder / name, titles=titles)

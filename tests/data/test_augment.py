@@ -9,6 +9,7 @@ from support.datasets import RECIPE, picture
 
 from sp_yolo.data import augment, paste
 from sp_yolo.data.augment import Sample, WarpDraws
+from sp_yolo.data.canvas import painted
 
 
 def _sample(height: int = 60, width: int = 80, *, outlined: bool = False) -> Sample:
@@ -91,9 +92,10 @@ def test_mosaic_shows_every_object_where_its_box_says() -> None:
         tiles.append(Sample(image, np.array([value], np.float32), np.array([[16, 20, 48, 40]], np.float32)))
     mosaic = augment.mosaic4(tiles, 64, (60, 70))
     assert mosaic.classes.tolist() == [60, 90, 150, 200]
+    pixels = painted(mosaic.image)
     for value, (x1, y1, x2, y2) in zip(mosaic.classes, mosaic.boxes_xyxy.astype(int), strict=True):
-        assert (mosaic.image[y1:y2, x1:x2] == value).all()
-        assert (mosaic.image == value).all(2).sum() == (x2 - x1) * (y2 - y1)
+        assert (pixels[y1:y2, x1:x2] == value).all()
+        assert (pixels == value).all(2).sum() == (x2 - x1) * (y2 - y1)
 
 
 def test_what_the_canvas_cuts_off_does_not_count_against_a_box() -> None:
@@ -113,8 +115,7 @@ def test_mosaic9_window_equals_a_cut_from_the_full_canvas() -> None:
         tiles.append(
             Sample(np.full((height, width, 3), 10 + value, np.uint8), np.zeros(0), np.zeros((0, 4), np.float32))
         )
-    whole = augment.mosaic9(tiles, 32, (0, 0)).image
-    moved = augment.mosaic9(tiles, 32, (7, 11)).image
+    whole, moved = (painted(augment.mosaic9(tiles, 32, window).image) for window in ((0, 0), (7, 11)))
     np.testing.assert_array_equal(moved[:-7, :-11], whole[7:, 11:])
 
 

@@ -13,7 +13,6 @@ from support.datasets import RECIPE, coco_document, coco_set, jpeg, picture, voc
 from sp_yolo.boxes import boxes_to_original, cxcywh_to_xyxy
 from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import DetectionDataset
-from sp_yolo.data.cache import DiskCache, MemoryCache
 from sp_yolo.errors import UserError
 
 ROW = "0 0.5 0.5 0.2 0.4\n"
@@ -272,38 +271,19 @@ def test_caches_give_the_same_pixels(tmp_path: Path, kind: bool | str) -> None:
 def test_disk_cache_notices_a_changed_image_and_mends_a_damaged_file(tmp_path: Path) -> None:
     config = yolo_set(tmp_path, {"1": ROW})
     _val(config, cache_images="disk")[0]
-    (kept,) = (tmp_path / ".image_cache").glob("*.npy")
+    (kept,) = (tmp_path / ".image_cache").rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:50])
     np.testing.assert_array_equal(_val(config, cache_images="disk")[0].image, _val(config)[0].image)
     cv2.imwrite(str(tmp_path / "images" / "1.png"), picture(40, 60, 9))
     np.testing.assert_array_equal(_val(config, cache_images="disk")[0].image, _val(config)[0].image)
 
 
-def test_memory_cache_keeps_what_fits_and_says_so() -> None:
-    loads: list[int] = []
-
-    def load(index: int) -> np.ndarray:
-        loads.append(index)
-        return np.full(10, index, np.uint8)
-
-    cache = MemoryCache(load, [10] * 5, budget=30)
-    assert sorted(loads) == [0, 1, 2] and "3 of 5 cached" in cache.note
-    assert [int(cache(index)[0]) for index in range(5)] == [0, 1, 2, 3, 4] and sorted(loads) == [0, 1, 2, 3, 4]
-
-
 def test_processes_of_one_machine_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 images of 64 x 42 px need 32 KB; half of 70 KB holds them all, half of that again does not."""
     config = yolo_set(tmp_path, {str(n): ROW for n in range(4)})
     free, size = 70_000, 3 * 64 * 42
-    monkeypatch.setattr("sp_yolo.data.dataset.free_memory", lambda: free)
+    monkeypatch.setattr("sp_yolo.data.cache.free_memory", lambda: free)
     alone, shared = (DetectionDataset(config, "val", 64, cache_images=True, processes=n) for n in (1, 2))
     assert free / 4 < 4 * size < free / 2
     assert alone.in_memory and "4 images cached" in alone.cache_note
     assert not shared.in_memory and "2 of 4 cached" in shared.cache_note
-
-
-def test_disk_cache_without_room_goes_on_uncached(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    cache = DiskCache(lambda index: np.zeros(3, np.uint8), ["a"], [3], blocked / "cache", "v")
-    assert "not cached" in cache.note and cache(0).shape == (3,)

@@ -117,3 +117,24 @@ def test_one_pixel_is_too_small_and_20000_are_not_too_many(tmp_path: Path) -> No
     wide = _write(tmp_path, "wide.png", cv2.imencode(".png", np.zeros((12, 20000, 3), np.uint8))[1].tobytes())
     assert read_size(wide) == (20000, 12)
     assert read_image(wide).shape == (12, 20000, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_decoding_follows_exif_and_keeps_the_longer_side(tmp_path: Path, orientation: int) -> None:
+    path = _write(tmp_path, "a.jpg", jpeg(picture(300, 500), orientation))
+    whole = read_image(path)
+    for at_least, divisor in ((501, 1), (251, 1), (250, 2), (126, 2), (125, 4), (63, 4), (62, 8), (1, 8)):
+        reduced = read_image(path, at_least)
+        height, width = (-(-side // divisor) for side in whole.shape[:2])
+        assert reduced.shape == (height, width, 3)
+        exact = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA).astype(int)
+        assert np.abs(reduced - exact).mean() < 3
+
+
+def test_only_a_jpeg_is_decoded_reduced(tmp_path: Path) -> None:
+    color = picture(100, 150).astype(np.uint16) * 257
+    path = _write(tmp_path, "a.png", cv2.imencode(".png", color)[1].tobytes())
+    np.testing.assert_array_equal(read_image(path, 10), read_image(path))
+    cut = _write(tmp_path, "cut.jpg", jpeg(picture(100, 150))[:-100])
+    with pytest.raises(ImageFault, match="truncated"):
+        read_image(cut, 10)
