@@ -6,6 +6,8 @@ degrees of 2. tests/data/test_compose.py holds the two together.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ _AT_ONCE = 1 << 22  # output pixels that are worked on together: bounds the memo
 @torch.no_grad()
 def compose(batch: SketchBatch, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] RGB in channels_last memory, on ``device``. A GPU is not waited for."""
-    tensors = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
+    tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
     moved = batch._replace(**{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
     height, width = batch.hw
     layers, count = len(batch.places), len(batch.tables)

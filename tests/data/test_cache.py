@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_builders import RECIPE, picture, yolo_set
+from support.datasets import RECIPE, picture, yolo_set
 
 from sp_yolo.config import DatasetConfig
 from sp_yolo.data import DetectionDataset, build_loader
