@@ -202,10 +202,18 @@ def checked(cls: type[T], values: Mapping[str, Any]) -> T:
     known = entries(cls)
     for key in values:
         if key not in known:
-            raise UserError(f"unknown option {key!r}{did_you_mean(key, known)}")
+            raise UserError(f"unknown option {key!r}{_meant(key, known)}")
     prepare = getattr(cls, "prepare", dict)
     values = prepare(values)
     return cls(**{key: known[key].check(value) for key, value in values.items()})
+
+
+def _meant(key: str, known: Mapping[str, Entry]) -> str:
+    """As :func:`did_you_mean`, the flags of the command line understood: the name of the field that they set."""
+    spellings = {flag.lstrip("-").replace("-", "_"): name for name, entry in known.items() for flag in entry.flags}
+    spellings |= {name: name for name in known}
+    near = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), spellings, n=1)
+    return f" (did you mean {spellings[near[0]]!r}?)" if near else ""
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:

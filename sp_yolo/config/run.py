@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sp_yolo.config.options import Rule, checked, option
-from sp_yolo.config.recipe import parse_assignments
+from sp_yolo.config.options import Rule, checked, entries, option
+from sp_yolo.config.recipe import HYP_RULES, parse_assignments
 from sp_yolo.errors import UserError
 
 AT_LEAST_1, AT_LEAST_0, SIZE = Rule(1), Rule(0), Rule(1, 8192)
@@ -150,4 +150,7 @@ def load_config(**options: Any) -> Config:
     Raises:
         UserError: an unknown option, or a value outside its rule.
     """
+    for key in options:
+        if key in HYP_RULES and key not in entries(Config):
+            raise UserError(f"unknown option {key!r}: it is a hyperparameter, overrides={{{key!r}: ...}} sets it")
     return checked(Config, options)

@@ -19,8 +19,10 @@ from sp_yolo.config import (
 from sp_yolo.engine.optimizer import find_optimizer
 from sp_yolo.engine.state import Content
 from sp_yolo.errors import UserError
-from sp_yolo.models import DetectionModel, build_model, follow_names, load_weights, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, follow_names, model_from_weights, read_checkpoint
 from sp_yolo.models.heads import IDetect
+from sp_yolo.models.origins import missing_words
+from sp_yolo.models.weights import read_model_file, transfer
 
 Say = Callable[[str], None]
 
@@ -97,10 +99,12 @@ def build_detector(
 
     What is said begins with "warning: " where the weights may not be what the user takes them for.
     """
-    if options.weights and not Path(options.weights).is_file():
-        raise UserError(f"--weights {options.weights}: no such file (nothing is downloaded; '' trains from scratch)")
+    if options.weights and not (path := Path(options.weights)).is_file():
+        hint = "" if path.is_dir() else " (nothing is downloaded; '' trains from scratch)"
+        raise UserError(f"--weights {options.weights}: {missing_words(path)}{hint}")
+    content = read_checkpoint(options.weights) if options.weights else None
     names = dataset.class_names(single_class)
-    cfg = options.cfg or model_from_weights(options.weights).yaml
+    cfg = options.cfg or model_from_weights(options.weights, content).yaml
     model = build_model(cfg, num_classes=len(names))
     chosen = choose_recipe(recipes, model)
     say("\n".join(chosen.notes))
@@ -109,7 +113,8 @@ def build_detector(
         model = build_model(model.yaml, anchors=anchors)
     given = None
     if options.weights:
-        report = load_weights(model, options.weights, keep_anchors=bool(options.cfg or anchors))
+        stored = read_model_file(options.weights, content)
+        report = transfer(model, stored, keep_anchors=bool(options.cfg or anchors))
         given = report.names
         say(f"warning: {report}" if report.is_poor else str(report))
         if not options.cfg and not isinstance(model.head, IDetect):
