@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sp_yolo.cli import COMMANDS, options_of, parser_of
+from sp_yolo.cli import COMMANDS, main, options_of, parser_of
 from sp_yolo.config import REQUIRED, Config, Rule, add_options, checked, entries, from_arguments, load_config, option
 from sp_yolo.config.options import optional
 from sp_yolo.engine import Trainer
@@ -153,6 +153,15 @@ def test_every_flag_has_words_and_every_example_is_read(command: str) -> None:
     for line in examples:
         assert line.startswith(f"sp-yolo {command} ")
         options_of(command, shlex.split(line)[2:])
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sp_yolo.cli.run_command", interrupted)
+    assert main(["check", "--data", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted (Ctrl-C)\n"
 
 
 def test_a_run_keeps_its_options_but_those_that_may_change() -> None:
