@@ -111,7 +111,7 @@ def _value(action: argparse.Action) -> str:
 
 def _help(action: argparse.Action, prog: str) -> str:
     text = (action.help or "").removesuffix(" (default: %(default)s)")  # BooleanOptionalAction's, up to Python 3.12
-    return " ".join((text % {**vars(action), "prog": prog}).split())
+    return " ".join((text % {**vars(action), "prog": prog}).split()).removesuffix(" (required)")  # has its own column
 
 
 def _default(action: argparse.Action) -> str:

@@ -92,6 +92,7 @@ def guarded(command: str, argv: Sequence[str], prog: str = "") -> int:
         print("error: out of memory; try a smaller --batch-size or --img-size", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
+        print("interrupted (Ctrl-C)", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

@@ -99,6 +99,17 @@ def test_a_picture_that_cannot_be_decoded_is_an_error(data: DataSet, capsys: Out
     assert any(str(path) in line and "training would stop at it" in line for line in lines_of(capsys, "error"))
 
 
+def test_a_broken_test_split_does_not_keep_anybody_from_training(data: DataSet, capsys: Output) -> None:
+    (data.folder / "images" / "test").mkdir()
+    data.yaml.write_text(data.yaml.read_text() + "test: images/test\n")
+    assert data.check() == 0
+    assert any("images/test: no image in it" in line for line in lines_of(capsys, "warning"))
+    path = data.folder / "images" / "test" / "0.png"
+    path.write_bytes(data.image("train", 4).read_bytes()[:60] + b"\0" * 40 + data.image("train", 4).read_bytes()[-30:])
+    assert data.check() == 0
+    assert any(f"{path}: " in line and "`val --task test`" in line for line in lines_of(capsys, "warning"))
+
+
 def test_missing_and_empty_pictures_are_warnings(data: DataSet, capsys: Output) -> None:
     data.image("val", 0).write_bytes(b"")
     listed = "".join(f"{data.image('train', n)}\n" for n in range(12))

@@ -172,6 +172,7 @@ def test_dataset_paths_and_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("train: .\nnames: [a]\nvall: x\n", ":3: unknown key 'vall' (did you mean 'val'?)"),
         ("root: /no/such\ntrain: .\nnames: [a]\n", ":1: dataset root '/no/such' is no folder"),
         ("names: [a]\n", "none of train, val and test"),
+        ("train: .\nval: .\nimages: {val: nosuch}\nnames: [a]\n", ":3: images: no such folder"),
     ],
 )
 def test_dataset_refusals(tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +180,33 @@ def test_dataset_refusals(tmp_path: Path, text: str, words: str, monkeypatch: py
     with pytest.raises(UserError) as caught:
         load_dataset_config(write(tmp_path, text))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("coco.yaml", "root: nowhere\ntrain: a.json\nnames: [a]\n"),
+        ("coco.yaml", "train: a.json\nnames: [a]\n"),
+        ("voc.yaml", "train: .\nimages: {train: nosuch}\nnames: [a]\n"),
+    ],
+    ids=["root", "annotations", "images"],
+)
+def test_absent_data_that_can_be_fetched(tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_dataset_config(write(tmp_path, text, name))
+    word = name.removesuffix(".yaml")
+    for hint in (f"`sp-yolo download {word}`", "--root DIR", f"{word.upper()}_ROOT=DIR"):
+        assert hint in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        load_dataset_config(write(tmp_path, text, "mine.yaml"))
+    assert "download" not in str(caught.value)
+
+
+def test_training_has_no_need_of_a_test_split(tmp_path: Path) -> None:
+    text = "train: .\nval: .\ntest: nosuch.json\nimages: {train: ., val: ., test: nosuch}\nnames: [a]\n"
+    dataset = load_dataset_config(write(tmp_path, text))
+    assert dataset.test is None and "test left out" in dataset.notes[0]
 
 
 def test_config_round_trip_and_refusals() -> None:

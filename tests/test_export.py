@@ -196,8 +196,8 @@ def test_command(model: DetectionModel, tmp_path: Path, capsys: pytest.CaptureFi
     flags = f"--weights {tmp_path / 'best.pt'} --img 64 --batch 2 --grid --end2end --conf 0.3 --iou 0.5 --topk-all 7"
     assert run_command("export", flags.split()) == 0
     line = capsys.readouterr().out
-    assert line.count("\n") == 1 and "best.onnx" in line and "largest difference from the model: " in line
-    (rows,) = run_onnx(tmp_path / "best.onnx", pictures(2, 64, 64))
+    assert line.count("\n") == 1 and "best-end2end.onnx" in line and "largest difference from the model: " in line
+    (rows,) = run_onnx(tmp_path / "best-end2end.onnx", pictures(2, 64, 64))
     assert rows.shape[1] == 7 and 0 < len(rows) <= 14
     assert (
         run_command(
@@ -206,3 +206,15 @@ def test_command(model: DetectionModel, tmp_path: Path, capsys: pytest.CaptureFi
         == 0
     )
     assert (tmp_path / "best.torchscript.pt").is_file()
+
+
+def test_files_that_return_other_things_do_not_overwrite_each_other(model: DetectionModel, tmp_path: Path) -> None:
+    torch.save({**description(model), "model": model.state_dict()}, tmp_path / "best.pt")
+    for kind in ({}, {"grid": True}, {"end2end": EndToEnd()}):
+        export_model(tmp_path / "best.pt", image_size=(64, 64), **kind)
+    sizes = {
+        name: [output.shape[-1] for output in run_onnx(tmp_path / f"{name}.onnx", pictures(1, 64, 64))]
+        for name in ("best", "best-grid", "best-end2end")
+    }
+    columns = 5 + model.num_classes
+    assert sizes == {"best": [columns] * 2, "best-grid": [columns], "best-end2end": [7]}

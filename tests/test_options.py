@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from sp_yolo.cli import COMMANDS, options_of, parser_of
+from sp_yolo.cli import COMMANDS, main, options_of, parser_of
 from sp_yolo.config import REQUIRED, Config, Rule, add_options, checked, entries, from_arguments, load_config, option
 from sp_yolo.config.options import optional
+from sp_yolo.engine import Trainer
 from sp_yolo.errors import UserError
 
 
@@ -81,6 +82,25 @@ def test_names_from_python() -> None:
     with pytest.raises(UserError, match=r"--days 2\.5: must be a whole number"):
         checked(Trip, {"port": "x", "days": 2.5})
     assert checked(Trip, {"port": "x", "boats": [5]}).boats == (5,)
+    for given, meant in (("ships", "boats"), ("ship", "boats"), ("--depth", "depth")):  # flags, as one knows them
+        with pytest.raises(UserError, match=rf"unknown option '{given}' \(did you mean '{meant}'\?\)"):
+            checked(Trip, {"port": "x", given: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("img", "did you mean 'img_size'"),
+        ("imgsz", "did you mean 'img_size'"),
+        ("batch", "did you mean 'batch_size'"),
+        ("set", "did you mean 'overrides'"),
+        ("lr0", "it is a hyperparameter, overrides={'lr0': ...} sets it"),
+    ],
+)
+def test_flags_and_hyperparameters_given_to_a_trainer(name: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Trainer.new(**{name: 64})
+    assert str(caught.value).startswith(f"unknown option '{name}'") and words in str(caught.value)
 
 
 def test_help_has_headings_and_defaults() -> None:
@@ -97,6 +117,30 @@ def test_what_was_not_given_is_none() -> None:
     add_options(parser, optional(Sea))
     assert vars(from_arguments(optional(Sea), parser.parse_args([]))) == {"depth": None, "boats": None}
     assert vars(from_arguments(optional(Sea), parser.parse_args(["--depth", "10"])))["depth"] == 10.0
+    assert "in m (default 10)" in parser.format_help()
+
+
+def test_help_marks_what_is_required_and_shows_a_default_of_zero() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Needed:
+        """Needed."""
+
+        port: str = option(REQUIRED, "where from")
+        days: int = option(0, "how long")
+        sails: bool = option(False, "under sail")
+
+    parser = argparse.ArgumentParser()
+    add_options(parser, Needed)
+    text = " ".join(parser.format_help().split())
+    assert "where from (required)" in text and "how long (default 0)" in text
+    assert text.endswith("under sail") and text.count("required") == 1
+
+
+@pytest.mark.parametrize("command", ["val", "predict"])
+def test_the_device_has_a_heading_of_its_own(command: str) -> None:
+    text = parser_of(command).format_help()
+    assert text.count("Device and speed:") == 1
+    assert "--device" not in text.partition("Device and speed:")[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -109,6 +153,15 @@ def test_every_flag_has_words_and_every_example_is_read(command: str) -> None:
     for line in examples:
         assert line.startswith(f"sp-yolo {command} ")
         options_of(command, shlex.split(line)[2:])
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sp_yolo.cli.run_command", interrupted)
+    assert main(["check", "--data", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted (Ctrl-C)\n"
 
 
 def test_a_run_keeps_its_options_but_those_that_may_change() -> None:

@@ -20,7 +20,7 @@ EXAMPLES = """
 class RunsOptions:
     """Runs and results."""
 
-    seeds: int = option(1, "how many, one run each", rule=Rule(1))
+    seeds: int = option(1, "number of runs, with the seeds --seed, --seed + 1, ...", rule=Rule(1))
     project: str = option("runs/classify", "folder of run directories")
     name: str = option("exp", "run directory")
     exist_ok: bool = option(False, "write into an existing run directory")

@@ -27,22 +27,26 @@ class CompareOptions:
     """Study."""
 
     study: str = option("", "YAML such as studies/mnist-1000.yaml", "study")
-    optimizers: str = option("", "such as sp,sgd,adamw; instead of a study's variants")
-    seeds: int | None = option(None, "of the table (default 5)")
-    tuning_seeds: int | None = option(None, "per learning rate (default 2)")
+    optimizers: str = option("", "names with commas (default: the study's variants, or sp,sgd,adamw)")
+    seeds: int | None = option(
+        None, "runs of each optimizer for the table, with the seeds 0, 1, ... (default: the study's, or 5)"
+    )
+    tuning_seeds: int | None = option(
+        None, "runs of each learning rate that is tried before that (default: the study's, or 2)"
+    )
     quick: bool = option(False, "the same in miniature, to see that it works")
-    jobs: int = option(1, "processes", rule=Rule(1))
+    jobs: int = option(1, "processes that share the runs", rule=Rule(1))
     project: str = option("runs/compare", "folder of results")
     name: str = option("", "folder below --project (default: the study's name)")
 
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """Detection instead of classification."""
+    """Detection instead of classification, 300 epochs and 16 images per step unless given."""
 
-    data: str | None = option(None, "dataset YAML or folder")
-    cfg: str | None = option(None, "model such as yolov7-tiny")
-    img_size: int | None = option(None, "px", "--img-size", "--img", "--imgsz", rule=Rule(1, 8192))
+    data: str | None = option(None, "dataset YAML or folder; with it detectors are trained")
+    cfg: str | None = option(None, "model (default yolov7-tiny)")
+    img_size: int | None = option(None, "px (default 640)", "--img-size", "--img", "--imgsz", rule=Rule(1, 8192))
 
 
 # Of the data and the training only what is given counts: the rest is the study's.

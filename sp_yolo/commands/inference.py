@@ -28,7 +28,6 @@ class InferenceOptions:
     )
     conf_thres: float = option(0.25, "least confidence of a detection", "--conf-thres", "--conf", rule=SHARE)
     iou_thres: float | None = option(None, "of NMS (default: as the training)", "--iou-thres", "--iou", rule=SHARE)
-    device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)")
     augment: bool = option(False, "test-time augmentation: three scales, one mirrored")
     no_trace: bool = option(False, "accepted; nothing is traced here")
 
@@ -43,6 +42,13 @@ class InferenceOptions:
             words = "ensembles of several models are not supported here, give one file"
             raise UserError(f"--weights {' '.join(self.weights)}: {words}")
         return self.weights[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Device and speed."""
+
+    device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)")
 
 
 @dataclass(frozen=True, kw_only=True)

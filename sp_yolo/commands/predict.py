@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from sp_yolo.commands.inference import SHARE, FreeNames, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.commands.inference import SHARE, DeviceOptions, FreeNames, InferenceOptions, OutputOptions, yolo_lines
 from sp_yolo.config import REQUIRED, Rule, option
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.sources import find_sources
@@ -30,7 +30,7 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(InferenceOptions, OutputOptions):
+class PredictOptions(InferenceOptions, OutputOptions, DeviceOptions):
     """Detecting."""
 
     img_size: int = option(640, "px", "--img-size", "--img", "--imgsz", rule=Rule(1, 8192))
@@ -42,7 +42,7 @@ class PredictOptions(InferenceOptions, OutputOptions):
     view_img: bool = option(False, "show each image in a window (needs a desktop OpenCV)")
     save_json: bool = option(False, "detections.json: boxes in original pixels")
     nosave: bool = option(False, "write no pictures")
-    classes: tuple[int, ...] | None = option(None, "only these classes")
+    classes: tuple[int, ...] | None = option(None, "only the classes of these numbers, counted from 0")
     agnostic_nms: bool = option(False, "a box suppresses those of other classes too")
 
 

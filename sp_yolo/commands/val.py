@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sp_yolo.commands.inference import SHARE, FreeNames, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.commands.inference import SHARE, DeviceOptions, FreeNames, InferenceOptions, OutputOptions, yolo_lines
 from sp_yolo.config import DatasetConfig, Rule, option
 from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import round_up, size_grid
@@ -36,7 +36,17 @@ EXAMPLES = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValOptions(InferenceOptions, OutputOptions):
+class MeasuringDevice(DeviceOptions):
+    """Device and speed."""
+
+    amp: str | None = option(
+        None, "precision (default: as the training, or auto)", rule=Rule(words=("auto", "off", "bf16", "fp16"))
+    )
+    workers: int = option(8, "loader processes (default 8; on a CPU 1 at most)", rule=Rule(0, 1024))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValOptions(InferenceOptions, OutputOptions, MeasuringDevice):
     """Measuring."""
 
     conf_thres: float = option(CONF_THRES, "least confidence of a detection", "--conf-thres", "--conf", rule=SHARE)
@@ -46,10 +56,6 @@ class ValOptions(InferenceOptions, OutputOptions):
         None, "default: the training's, or 32; no figure depends on it", "--batch-size", "--batch", rule=Rule(1, 65536)
     )
     task: str = option("val", "split, or the time alone", rule=Rule(words=("train", "val", "test", "speed")))
-    amp: str | None = option(
-        None, "precision (default: as the training, or auto)", rule=Rule(words=("auto", "off", "bf16", "fp16"))
-    )
-    workers: int = option(8, "loader processes", rule=Rule(0, 1024))
     single_cls: bool = option(False, "treat all classes as one, the model's too")
     verbose: bool = option(False, "per-class rows are always printed; accepted")
     save_hybrid: bool = option(False, "as --save-txt, the labels added before NMS")

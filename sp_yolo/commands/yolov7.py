@@ -11,7 +11,7 @@ from sp_yolo.plugins.yolov7 import run_script
 EXAMPLES = """
   {prog} ~/yolov7 -- --data data/coco.yaml --cfg cfg/training/yolov7.yaml --weights '' --batch-size 16
   {prog} ~/yolov7 --script train_aux.py -- --cfg cfg/training/yolov7-w6.yaml --weights ''
-  {prog} ~/yolov7 --sp sigma_head=0.5 -- --data data/coco.yaml
+  {prog} ~/yolov7 --sp sigma_head=0.5 --sp total_steps=90000 -- --data data/coco.yaml
 """
 
 

@@ -17,6 +17,7 @@ from sp_yolo.config.recipe import (
     check_hyperparameter,
     load_recipe,
     parse_assignments,
+    read_recipe,
 )
 from sp_yolo.config.run import (
     ComputeOptions,
@@ -61,5 +62,6 @@ __all__ = [
     "load_recipe",
     "option",
     "parse_assignments",
+    "read_recipe",
     "read_yaml",
 ]

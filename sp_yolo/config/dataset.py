@@ -16,6 +16,7 @@ from sp_yolo.errors import UserError
 
 SPLITS = ("train", "val", "test")
 _DATASET_KEYS = {*SPLITS, "nc", "names", "root", "path", "format", "images", "download", "generate", "kpt_shape"}
+_FETCHED = ("coco", "voc")  # YAMLs in data/ whose data `sp-yolo download` fetches
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,16 @@ def _dataset_root(source: YamlDict, override: str | None, notes: list[str]) -> t
             notes.append(f"{where}: {str(root)!r} is no folder here, its entries are those below {home}")
             root = home
     if not root.is_dir() and "generate" not in source:
-        raise UserError(f"{where}: dataset root {str(root)!r} is no folder (set root: in the YAML or {variable})")
+        words = _fetch_words(source) or f" (set root: in the YAML or {variable}, or give --root DIR)"
+        raise UserError(f"{where}: dataset root {str(root)!r} is no folder{words}")
     return root.resolve(), bool(given) or "root" in source or "path" in source
+
+
+def _fetch_words(source: YamlDict) -> str:
+    """How to come by the data that `sp-yolo download` knows, and how to say where they lie; "" for others."""
+    name = source.path.stem
+    where = f"where they lie already is said by --root DIR or {name.upper()}_ROOT=DIR"
+    return f" (`sp-yolo download {name}` fetches them; {where})" if name in _FETCHED else ""
 
 
 def _split_entries(
@@ -179,7 +188,8 @@ def _split_entries(
         elif split == "test":  # Roboflow names one whether there is one or not, and training has no need of it
             notes.append(f"{where}: test left out: no such file or folder: {missing_words(entry, bases)}")
         else:
-            raise UserError(f"{where}: {split}: no such file or folder: {missing_words(entry, bases)}")
+            words = f"{missing_words(entry, bases)}{_fetch_words(source)}"
+            raise UserError(f"{where}: {split}: no such file or folder: {words}")
     return tuple(resolved) or None
 
 
@@ -230,8 +240,10 @@ def _image_folders(source: YamlDict, bases: list[Path]) -> dict[str, Path]:
     for split, folder in images.items():
         found = find_place(str(folder), where, bases)
         folders[split] = found[0] if found else bases[0] / str(folder)
-        if not folders[split].is_dir() and "generate" not in source and source.get(split):
-            raise UserError(f"{where}: images: no such folder: {missing_words(str(folder), bases)}")
+        needed = split != "test" and "generate" not in source and source.get(split)
+        if needed and not folders[split].is_dir():
+            words = f"{missing_words(str(folder), bases)}{_fetch_words(source)}"
+            raise UserError(f"{where}: images: no such folder: {words}")
     return folders
 
 

@@ -159,17 +159,18 @@ def entries(cls: type) -> dict[str, Entry]:
 
 
 def groups(cls: type) -> list[tuple[str, list[Entry]]]:
-    """(heading, options) of a dataclass: each base declares one, the first line of its docstring is the heading."""
+    """(heading, options) of a dataclass: the first line of each base's docstring is the heading of what it declares."""
     hints = typing.get_type_hints(cls)
     fields = {entry.name: entry for entry in dataclasses.fields(cls) if "option" in entry.metadata}
-    found, seen = [], set()
+    found: dict[str, list[Entry]] = {}
+    seen: set[str] = set()
     for base in _bases(cls):
         names = [name for name in inspect.get_annotations(base) if name in fields and name not in seen]
         seen.update(names)
         if names:
             heading = (base.__doc__ or "").splitlines()[0].rstrip(".")
-            found.append((heading, [_entry(fields[name], hints[name]) for name in names]))
-    return found
+            found.setdefault(heading, []).extend(_entry(fields[name], hints[name]) for name in names)
+    return list(found.items())
 
 
 def _bases(cls: type) -> Iterator[type]:
@@ -202,10 +203,18 @@ def checked(cls: type[T], values: Mapping[str, Any]) -> T:
     known = entries(cls)
     for key in values:
         if key not in known:
-            raise UserError(f"unknown option {key!r}{did_you_mean(key, known)}")
+            raise UserError(f"unknown option {key!r}{_meant(key, known)}")
     prepare = getattr(cls, "prepare", dict)
     values = prepare(values)
     return cls(**{key: known[key].check(value) for key, value in values.items()})
+
+
+def _meant(key: str, known: Mapping[str, Entry]) -> str:
+    """As :func:`did_you_mean`, the flags of the command line understood: the name of the field that they set."""
+    spellings = {flag.lstrip("-").replace("-", "_"): name for name, entry in known.items() for flag in entry.flags}
+    spellings |= {name: name for name in known}
+    near = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), spellings, n=1)
+    return f" (did you mean {spellings[near[0]]!r}?)" if near else ""
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -241,24 +250,33 @@ def _argument(entry: Entry) -> dict[str, Any]:
 
 
 def _help(entry: Entry) -> str:
-    text = entry.option.help
-    shown = entry.default
-    if not text or shown in (None, "", False, (), REQUIRED) or isinstance(shown, dict) or "default" in text:
-        return text.replace("%", "%%")
+    if entry.required and not entry.positional:
+        return f"{_with_default(entry)} (required)".replace("%", "%%")
+    return _with_default(entry).replace("%", "%%")
+
+
+def _with_default(entry: Entry) -> str:
+    text, shown = entry.option.help, entry.default
+    if not text or shown is False or shown in (None, "", (), REQUIRED) or isinstance(shown, dict) or "default" in text:
+        return text
     words = " ".join(map(str, shown)) if entry.many else f"{shown:g}" if isinstance(shown, float) else str(shown)
-    return f"{text} (default {words})".replace("%", "%%")
+    return f"{text} (default {words})"
 
 
 def optional(cls: type) -> type:
-    """The option class with nothing as every default: an instance tells what was given from what was not."""
+    """The option class with nothing as every default: an instance tells what was given from what was not. The help
+    keeps the class's own defaults."""
     hints = typing.get_type_hints(cls)
-    fields = [
-        (entry.name, hints[entry.name] | None, dataclasses.field(default=None, metadata=entry.metadata))
-        for entry in dataclasses.fields(cls)
-    ]
+    fields = [(name, hints[name] | None, _absent(entry)) for name, entry in entries(cls).items()]
     found = dataclasses.make_dataclass(f"Optional{cls.__name__}", fields, frozen=True)
     found.__doc__ = cls.__doc__
     return found
+
+
+def _absent(entry: Entry) -> Any:
+    """The field of an option that need not be given, whose help says what its default was."""
+    own = dataclasses.replace(entry.option, help=_with_default(entry))
+    return dataclasses.field(default=None, metadata={"option": own})
 
 
 def from_arguments(cls: type[T], arguments: argparse.Namespace) -> T:

@@ -196,7 +196,7 @@ def load_recipe(
         UserError: unknown or duplicate key, a value of the wrong type or out of its bounds, files that extend each
             other in a circle; names file and line.
     """
-    values = _read_hyp(path, size, ())
+    values = read_recipe(path, size)
     for key, value in (overrides or {}).items():
         values[key] = check_hyperparameter(key, value, "--set")
     recipe = Recipe.of(values)
@@ -206,8 +206,11 @@ def load_recipe(
     return recipe
 
 
-def _read_hyp(path: str | os.PathLike[str], size: str, above: tuple[str, ...]) -> dict[str, Any]:
-    """The checked values of a file and of all that it extends. ``above``: the files that extend this one."""
+def read_recipe(path: str | os.PathLike[str], size: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The checked values of a file and of all that it extends, not completed. ``above``: the files that extend it.
+
+    Raises: as :func:`load_recipe`.
+    """
     source = read_yaml(find_file(path, "hyp"))
     here = str(source.path.resolve())
     if here in above:
@@ -219,7 +222,7 @@ def _read_hyp(path: str | os.PathLike[str], size: str, above: tuple[str, ...]) -
             raise UserError(f"{source.where('extends')}: extends = {base!r}: must be a recipe file, or 'auto'")
         base = f"hyp.scratch.{size}.yaml" if base == AUTO else base
         beside = source.path.parent / base
-        values = _read_hyp(beside if beside.is_file() else base, size, (*above, here))
+        values = read_recipe(beside if beside.is_file() else base, size, (*above, here))
     for key, value in source.items():
         values[key] = check_hyperparameter(key, value, source.where(key))
     return values

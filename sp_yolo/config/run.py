@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sp_yolo.config.options import Rule, checked, option
-from sp_yolo.config.recipe import parse_assignments
+from sp_yolo.config.options import Rule, checked, entries, option
+from sp_yolo.config.recipe import HYP_RULES, parse_assignments
 from sp_yolo.errors import UserError
 
 AT_LEAST_1, AT_LEAST_0, SIZE = Rule(1), Rule(0), Rule(1, 8192)
@@ -22,7 +22,11 @@ class ModelOptions:
     weights: str = option("", "weights to start from: ours, the original's .pt, safetensors; '' = from scratch")
     cfg: str | Mapping[str, Any] = option("", "model: a name such as yolov7-tiny, or a YAML in the original's grammar")
     freeze: tuple[int, ...] = option(
-        (0,), "N: freeze layers 0..N-1; several: just these", rule=AT_LEAST_0, metavar="LAYER"
+        (0,),
+        "one number N: freeze the first N layers (the backbone: 29 of yolov7-tiny, 51 of yolov7); several: just the "
+        "layers of these numbers, counted from 0 (default 0: none)",
+        rule=AT_LEAST_0,
+        metavar="N",
     )
     noautoanchor: bool = option(False, "do not check and refit anchors")
 
@@ -33,7 +37,7 @@ class DataOptions:
 
     data: str = option("data/toy.yaml", "dataset YAML, or a folder of images with their labels (default: generated)")
     root: str = option("", "folder that the paths of the dataset YAML count from, instead of its own", metavar="DIR")
-    single_cls: bool = option(False, "treat all classes as one")
+    single_cls: bool = option(False, "treat all classes as one, called item")
     rect: bool = option(False, "rectangular training: no mosaic, batches sorted by aspect ratio")
     quad: bool = option(False, "quad collate: four images in one of double size")
     image_weights: bool = option(False, "show images of poor classes more often")
@@ -60,7 +64,9 @@ class RecipeOptions:
     optimizer: str = option("sp", "sp, sgd, adam, adamw, or a class of torch.optim")
     adam: bool = option(False, "same as --optimizer adam")
     linear_lr: bool = option(False, "linear instead of cosine schedule")
-    label_smoothing: float = option(0.0, "share of a label that the others get", rule=Rule(0, 0.9999), metavar="EPS")
+    label_smoothing: float = option(
+        0.0, "aim at 1 - EPS/2 for the true class and EPS/2 for the others", rule=Rule(0, 0.9999), metavar="EPS"
+    )
     compat: bool = option(False, "the original's recipe, oddities included (docs/differences.md)")
 
 
@@ -75,7 +81,7 @@ class LoopOptions:
     img_size: tuple[int, ...] | None = option(
         None, "train and test size in px (default 640 640)", "--img-size", "--img", "--imgsz", rule=SIZE
     )
-    multi_scale: bool = option(False, "vary the image size by half")
+    multi_scale: bool = option(False, "resize each batch at random, to between 0.5 and 1.5 times --img-size")
     seed: int = option(0, "seed of everything random", rule=Rule(0, 2**32 - 1))
     patience: int = option(
         0, "stop after N epochs without a better one (default 0: never)", rule=AT_LEAST_0, metavar="N", on_resume=True
@@ -156,4 +162,7 @@ def load_config(**options: Any) -> Config:
     Raises:
         UserError: an unknown option, or a value outside its rule.
     """
+    for key in options:
+        if key in HYP_RULES and key not in entries(Config):
+            raise UserError(f"unknown option {key!r}: it is a hyperparameter, overrides={{{key!r}: ...}} sets it")
     return checked(Config, options)

@@ -37,6 +37,13 @@ class Findings:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def add(self, split: str, fault: str) -> None:
+        """What cannot be read in a split: an error, but not in `test`, of which training has no need."""
+        if split == "test":
+            self.warnings.append(f"{fault}: `val --task test` would stop at it")
+        else:
+            self.errors.append(f"{fault}: training would stop at it")
+
 
 def check_data(data: str, *, cfg: str, weights: str, image_size: int, accepted: bool, folder: Path) -> Findings:
     """Print what was found, write its pictures and check.html into ``folder``.
@@ -79,7 +86,7 @@ def open_splits(
         try:
             splits[split] = DetectionDataset(config, split, image_size)
         except UserError as error:
-            findings.errors.append(str(error))
+            findings.add(split, str(error))
             continue
         first, *lines = describe(split, splits[split])
         print(first)
@@ -100,7 +107,7 @@ def check_files(splits: dict[str, DetectionDataset], findings: Findings) -> None
         paths = [dataset.path(index) for index in range(len(dataset))]
         for path, digest, fault in tqdm(_examine(paths), total=len(paths), desc=f"{split} images", disable=None):
             if fault:
-                findings.errors.append(f"{path}: {fault}: training would stop at it")
+                findings.add(split, f"{path}: {fault}")
                 continue
             first_split, first_path = home.setdefault(digest, (split, path))
             if first_path != path:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sp_yolo.config import DatasetConfig, ModelOptions, Recipe, RecipeOptions, find_file, load_recipe
+from sp_yolo.config import (
+    DatasetConfig,
+    ModelOptions,
+    OptimizerRecipe,
+    Recipe,
+    RecipeOptions,
+    find_file,
+    load_recipe,
+    read_recipe,
+)
 from sp_yolo.engine.optimizer import find_optimizer
 from sp_yolo.engine.state import Content
 from sp_yolo.errors import UserError
-from sp_yolo.models import DetectionModel, build_model, follow_names, load_weights, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, follow_names, model_from_weights, read_checkpoint
 from sp_yolo.models.heads import IDetect
+from sp_yolo.models.origins import missing_words
+from sp_yolo.models.weights import read_model_file, transfer
 
 Say = Callable[[str], None]
 
@@ -20,8 +31,11 @@ TINY_PARAMETERS = 12e6  # yolov7-tiny has 6 million, yolov7 37: which recipe a m
 
 @dataclass(frozen=True)
 class ChosenRecipe:
+    """``path``: the file; ``notes``: what somebody may not expect of it, a line each."""
+
     path: str
     recipe: Recipe
+    notes: tuple[str, ...] = ()
 
 
 def model_size(model: DetectionModel) -> str:
@@ -31,13 +45,51 @@ def model_size(model: DetectionModel) -> str:
 
 
 def choose_recipe(options: RecipeOptions, model: DetectionModel) -> ChosenRecipe:
-    """``--hyp``, or the recipe of this optimizer and model size, with what ``--set`` overrides."""
-    size = model_size(model)
-    name = options.hyp or (f"hyp.scratch.{size}.yaml" if options.compat else find_optimizer(options.optimizer).hyp)
+    """``--hyp``, or the recipe of this optimizer and model size, with what ``--set`` overrides.
+
+    Raises:
+        UserError: a file or value is wrong; an optimizer without a recipe for detectors.
+    """
+    size, entry = model_size(model), find_optimizer(options.optimizer)
+    name = options.hyp or (f"hyp.scratch.{size}.yaml" if options.compat else entry.hyp)
+    if not name:
+        raise UserError(f"--optimizer {options.optimizer}: has no recipe for detectors, give one by --hyp")
+    values, originals = read_recipe(name, size), read_recipe(f"hyp.scratch.{size}.yaml", size)
     overrides = dict(options.overrides)
+    missing = [key for key in originals if key not in values and key not in overrides]
+    notes = _left_out(name, missing, "auto" if options.compat else entry.hyp or "auto")
+    if "lr0" not in overrides:
+        given = values.get("lr0") if options.hyp or options.compat else None
+        if entry.own_lr is not None:
+            overrides["lr0"], words = _own_rate(options.optimizer, entry.own_lr, given, name)
+            notes.append(words)
+        elif options.optimizer == "sp" and (options.hyp or options.compat):
+            notes += _rate_of_sgd(name, given, originals["lr0"], entry.hyp, read_recipe(entry.hyp, size)["lr0"])
     if options.label_smoothing:
         overrides["label_smoothing"] = options.label_smoothing
-    return ChosenRecipe(str(find_file(name, "hyp")), load_recipe(name, overrides, size=size))
+    return ChosenRecipe(str(find_file(name, "hyp")), load_recipe(name, overrides, size=size), tuple(notes))
+
+
+def _left_out(name: str, keys: Sequence[str], base: str) -> list[str]:
+    """What the file ``name`` does not set of the original's hyperparameters, in a line; ``base`` would set it."""
+    words = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+    count = "1 hyperparameter" if len(keys) == 1 else f"{len(keys)} hyperparameters"
+    return [f"{name}: defaults for {count} not in it: {words} (`extends: {base}` takes that recipe's)"] if keys else []
+
+
+def _own_rate(optimizer: str, own: float, given: float | None, name: str) -> tuple[float, str]:
+    """lr0 of a class of torch.optim without a recipe, whose default is ``own``: ``given`` in the file ``name`` or that
+    default; and in words which."""
+    if given is not None:
+        return given, f"lr0 {given:g} is from {name}; the default of torch's {optimizer} is {own:g}"
+    return own, f"lr0 {own:g} is the default of torch's {optimizer}, all else is from {name}; --set lr0=X changes it"
+
+
+def _rate_of_sgd(name: str, given: float | None, original: float, own_name: str, own: float) -> list[str]:
+    """A warning where SP would train at the original's rate for SGD, of the file ``name`` or as the default."""
+    lr0 = OptimizerRecipe().lr0 if given is None else given
+    words = f"is the original's rate for SGD; SP's recipe {own_name} has {own:g}: --set lr0={own:g} takes that"
+    return [f"warning: {name}: lr0 {lr0:g} {words}"] if lr0 == original else []
 
 
 def build_detector(
@@ -47,18 +99,22 @@ def build_detector(
 
     What is said begins with "warning: " where the weights may not be what the user takes them for.
     """
-    if options.weights and not Path(options.weights).is_file():
-        raise UserError(f"--weights {options.weights}: no such file (nothing is downloaded; '' trains from scratch)")
+    if options.weights and not (path := Path(options.weights)).is_file():
+        hint = "" if path.is_dir() else " (nothing is downloaded; '' trains from scratch)"
+        raise UserError(f"--weights {options.weights}: {missing_words(path)}{hint}")
+    content = read_checkpoint(options.weights) if options.weights else None
     names = dataset.class_names(single_class)
-    cfg = options.cfg or model_from_weights(options.weights).yaml
+    cfg = options.cfg or model_from_weights(options.weights, content).yaml
     model = build_model(cfg, num_classes=len(names))
     chosen = choose_recipe(recipes, model)
+    say("\n".join(chosen.notes))
     anchors = chosen.recipe.loss.anchors
     if anchors:
         model = build_model(model.yaml, anchors=anchors)
     given = None
     if options.weights:
-        report = load_weights(model, options.weights, keep_anchors=bool(options.cfg or anchors))
+        stored = read_model_file(options.weights, content)
+        report = transfer(model, stored, keep_anchors=bool(options.cfg or anchors))
         given = report.names
         say(f"warning: {report}" if report.is_poor else str(report))
         if not options.cfg and not isinstance(model.head, IDetect):

@@ -28,7 +28,7 @@ class OptimizerEntry:
     ``make(groups, recipe)``: builds it over the groups of ``build_param_groups``. ``hyp``: its recipe in hyp/ for
     detectors, "" where it has none. ``classifier``: its hyperparameters for classifiers where they differ from what all
     share; ``grid``: the learning rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the first
-    of its betas.
+    of its betas. ``own_lr``: its own default, where ``hyp`` was made for another optimizer.
     """
 
     make: Callable[[Groups, OptimizerRecipe], torch.optim.Optimizer]
@@ -36,6 +36,7 @@ class OptimizerEntry:
     classifier: dict[str, Any]
     grid: tuple[float, ...]
     momentum: bool = True
+    own_lr: float | None = None
 
 
 def _make_sp(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
@@ -126,7 +127,7 @@ def _entry_of(name: str, kind: type[torch.optim.Optimizer]) -> OptimizerEntry:
             raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None
 
     grid = tuple(float(f"{lr * 10 ** (half / 2):.3g}") for half in range(-2, 3))
-    return OptimizerEntry(make, "sgd.yaml", {"lr0": lr}, grid, momentum=False)
+    return OptimizerEntry(make, "sgd.yaml", {"lr0": lr}, grid, momentum=False, own_lr=lr)
 
 
 def build_optimizer(

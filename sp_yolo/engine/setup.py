@@ -275,7 +275,7 @@ def _go_on(state: RunState, content: Content, folder: RunDir, schedule: Schedule
     """Take over what the checkpoint holds.
 
     Raises:
-        UserError: it belongs to other data; the run is complete.
+        UserError: it belongs to other data.
     """
     if plan.world.main:
         for place in (folder.path, folder.weights):
@@ -283,6 +283,3 @@ def _go_on(state: RunState, content: Content, folder: RunDir, schedule: Schedule
     state.restore(content, str(folder.path), schedule.updates())
     iteration = state.progress.iteration
     plan.say(f"resumed {folder.path} at iteration {iteration} of {schedule.iterations}")
-    # Without a summary the run was stopped after its last epoch: what is left of it is done now.
-    if iteration >= schedule.iterations and (folder.path / "summary.json").exists():
-        raise UserError(f"{folder.path}: the run is complete; give a larger --epochs to extend it")

@@ -22,7 +22,7 @@ from sp_yolo.report import per_class_table
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
 from sp_yolo.runtime.distributed import average, broadcast, copy_from_main, gather, join_world, largest, leave_world
 from sp_yolo.runtime.faults import explained
-from sp_yolo.runtime.interrupt import Interrupt
+from sp_yolo.runtime.interrupt import Interrupt, signal_words
 
 TRAIN_HEADER = ("\n" + "%10s" * 8) % ("Epoch", "gpu_mem", "box", "obj", "cls", "total", "labels", "img_size")
 SHOW_EVERY = 20  # iterations between looks at a GPU's running losses: each look waits for the GPU
@@ -133,7 +133,7 @@ class Trainer:
     def _stop(self, signal: int) -> NoReturn:
         self.save()
         largest(0, self.world)  # the others leave when the main process has saved: torchrun ends all once one is gone
-        self.say(f"\nstopped by signal {signal}, saved; go on with: --resume {self.run.folder.path}")
+        self.say(f"\n{signal_words(signal)}, saved; go on with: --resume {self.run.folder.path}")
         raise SystemExit(128 + signal)
 
     # ----------------------------------------------------------------------------------------------------- validation
@@ -231,7 +231,7 @@ class Trainer:
         outcome = self._validate(draw=True)
         if outcome is None:
             signal = largest(self.interrupt.signal, self.world)
-            self.say(f"\nstopped by signal {signal}; the rest is done by: --resume {path}")
+            self.say(f"\n{signal_words(signal)}; the rest is done by: --resume {path}")
             raise SystemExit(128 + signal)
         best = outcome[0]
         if not self.world.main:

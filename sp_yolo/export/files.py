@@ -76,7 +76,8 @@ def export_model(
       with ``end2end`` (ONNX) ``output`` [K, 7]: image index, x1, y1, x2, y2 in pixels, class, score, after NMS.
 
     Args:
-        weights: a checkpoint, or a model. output: the file; default: beside the checkpoint, named after it.
+        weights: a checkpoint, or a model.
+        output: the file; default: beside the checkpoint best.pt best.onnx, best-grid.onnx or best-end2end.onnx.
         image_size: height, width; multiples of the largest stride.
         dynamic: batch, height and width may vary (ONNX; TorchScript files always allow it). dynamic_batch: batch only.
         simplify: fold constants (ONNX). fp16: half-precision weights and images.
@@ -85,20 +86,17 @@ def export_model(
         SPYoloError: the file computes something else than the model; it is removed.
     """
     _check_request(format, end2end=end2end is not None, simplify=simplify, batch_size=batch_size)
+    kind = "nms" if end2end else ("decoded" if grid else "maps")
     model = weights if isinstance(weights, DetectionModel) else model_from_weights(weights)
-    if output is None:
-        if isinstance(weights, DetectionModel):
-            raise UserError("output must be given for a model that is not in a file")
-        output = Path(weights).with_suffix(FORMATS[format])
+    path = Path(output) if output is not None else _default_path(weights, kind, format)
     _check_size(image_size, model)
 
     dtype = torch.float16 if fp16 else torch.float32
-    kind = "nms" if end2end else ("decoded" if grid else "maps")
     max_wh = end2end.max_wh if end2end else 0.0
     network = _Outputs(deploy(model).to(device, dtype), kind, max_wh)
     names = tuple(f"map{level}" for level in range(model.head.nl)) if kind == "maps" else ("output",)
     images = torch.rand(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    path, example = Path(output), images.to(device, dtype)
+    example = images.to(device, dtype)
     run_file: Callable[[Tensor], list[np.ndarray]]
     try:
         if format == "onnx":
@@ -116,6 +114,14 @@ def export_model(
         path.unlink(missing_ok=True)  # nobody shall find a file that failed its check
         raise
     return ExportResult(path, names, difference)
+
+
+def _default_path(weights: str | os.PathLike[str] | DetectionModel, kind: str, format: str) -> Path:
+    """Beside the checkpoint; files that return other things have other names."""
+    if isinstance(weights, DetectionModel):
+        raise UserError("output must be given for a model that is not in a file")
+    ending = {"maps": "", "decoded": "-grid", "nms": "-end2end"}[kind]
+    return Path(weights).with_name(f"{Path(weights).stem}{ending}{FORMATS[format]}")
 
 
 def _check_request(format: str, *, end2end: bool, simplify: bool, batch_size: int) -> None:

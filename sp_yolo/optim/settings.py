@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +48,29 @@ BOUNDS = {
     "rho": Bound(0, 1, open=True),
     "rcap": Bound(0),  # 0: derived
     "growth": Bound(1),
+}
+
+
+# Settings of other optimizers, and what SP has instead.
+_COUNTERPARTS = {
+    "betas": "momentum is the first of them, the average of g^2 has a fixed decay of .95",
+    "beta1": "it is called momentum",
+    "beta2": "the average of g^2 has a fixed decay of .95",
+    "alpha": "the average of g^2 has a fixed decay of .95",
+    "eps": "it is fixed at 1e-8",
+    "amsgrad": "leave it out, SP has no such variant",
+    "dampening": "leave it out, SP has no such variant",
+    "centered": "leave it out, SP has no such variant",
+    "fused": "native=True or False chooses the compiled step",
+    "learning_rate": "it is called lr",
+    "wd": "it is called weight_decay",
+    "l2": "it is called weight_decay, with decoupled=False",
+    "decay": "it is called weight_decay",
+    "decoupled_weight_decay": "it is called decoupled",
+    "weight_decouple": "it is called decoupled",
+    "sparsity": "it is called sigma",
+    "sigma_backbone": "groups have their own sigma: build_param_groups(model, sigma_backbone=...)",
+    "sigma_head": "groups have their own sigma: build_param_groups(model, sigma_head=...)",
 }
 
 
@@ -103,5 +129,19 @@ def refuse_former(settings: dict[str, Any]) -> None:
         "damping_bounds": "nothing: there is no diagonal damping any more",
     }
     for name in settings:
-        known = f"was replaced by {successors[name]}" if name in successors else "is no setting of SP"
-        raise TypeError(f"{name} {known}")
+        if name in successors:
+            raise TypeError(f"{name} was replaced by {successors[name]}")
+        near = difflib.get_close_matches(name, [*BOUNDS, "nesterov", "decoupled", "total_steps", "held"], 1)
+        hint = _COUNTERPARTS.get(name) or (f"did you mean {near[0]}?" if near else "")
+        raise TypeError(f"{name} is no setting of SP{hint and ': '}{hint}")
+
+
+def warn_of_lasting_choice(groups: Iterable[dict[str, Any]]) -> None:
+    """UserWarning where the weights to be zero are chosen for good after the first step: without ``total_steps`` there
+    is no ramp, and zeros are held."""
+    for group in groups:
+        if group["mode"] == "robust" and group["sigma"] > 0 and group["held"] and group["total_steps"] is None:
+            words = "all zeros are chosen after the first step, by one batch's gradients, and stay"
+            advice = "give total_steps, the optimizer steps of the run, for a ramp"
+            warnings.warn(f"SP: sigma={group['sigma']:g} without total_steps: {words}; {advice}", stacklevel=3)
+            return

@@ -15,7 +15,7 @@ from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.plan import SPARSE, Plan, all_of, current_plan, on_device
 from sp_yolo.optim.prune import forget_displacement, prune_group
 from sp_yolo.optim.saliency import last_prox, prox_due, prune_count, sigma_at
-from sp_yolo.optim.settings import check_settings, prunable_params, refuse_former
+from sp_yolo.optim.settings import check_settings, prunable_params, refuse_former, warn_of_lasting_choice
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "check_finite", "native")
@@ -42,8 +42,9 @@ class SP(Optimizer):
         saliency: the matrix that weighs x^2: "fisher", a running mean of g^2, or "metric", the metric of the step
             (magnitude where there is none).
         every, start, end, total_steps: the proximal step is taken every ``every`` steps between ``start`` and ``end``,
-            shares of the run of ``total_steps``, on a cubic ramp; with ``start == end`` or no ``total_steps``, sigma is
-            constant.
+            shares of the run of ``total_steps``, on a cubic ramp; with ``start == end`` it is a jump. Without
+            ``total_steps`` there is no ramp either: sigma holds from the first step on, so that zeros, as they are
+            held, are chosen once for all by the gradients of one batch. A UserWarning says so.
         held: zeros stay zero until the next proximal step ranks anew. Without it they grow back.
         rho, rcap, growth: averaging of the secant pair; cap on lr * curvature (0: derived from the group's current
             momentum, eq. 13; the smallest of the groups that move holds); growth of gamma per step.
@@ -57,7 +58,7 @@ class SP(Optimizer):
 
     Raises:
         ValueError: a setting outside its bounds, complex parameters, ``differentiable=True``.
-        TypeError: a setting of an earlier version; names its successor.
+        TypeError: a setting of an earlier version or of another optimizer; names what SP has instead.
         RuntimeError (from ``step``): sparse gradients; pruning inside a CUDA graph.
     """
 
@@ -98,6 +99,7 @@ class SP(Optimizer):
         refuse_former(former)
         self._plan: Plan | None = None
         super().__init__(params, settings)
+        warn_of_lasting_choice(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; every setting of the group is checked, with the bad value and its bound in the message."""

@@ -80,8 +80,9 @@ def write_report(
     """Write everything about an evaluation into a directory and return the lines to tell the user.
 
     Files: per_class.csv, detections.json (evaluates to the same figures), confusion_matrix.png, the four curves,
-    results.png (with `history`), worst_missed.jpg and worst_false.jpg (with `read_image`), and report.html, which holds
-    the tables and every picture of the directory in itself. Without matplotlib there are no plots, and a line says so.
+    results.png (with `history`), worst_missed.jpg and worst_false.jpg (with `read_image`, where a label was missed, a
+    box false), and report.html, which holds the tables and every picture of the directory in itself. Without matplotlib
+    there are no plots, and a line says so.
 
     Args:
         facts: name -> value pairs for the page's head (weights, data, settings).
@@ -138,8 +139,9 @@ def _draw_worst_images(
             for n in outcome.false[image_id]
         ]
 
-    draw_worst(_worst(outcome.missed), read_image, missed, folder / "worst_missed.jpg")
-    draw_worst(_worst(outcome.false), read_image, false, folder / "worst_false.jpg")
+    titles = {number: str(image.get("file_name", f"image {number}")) for number, image in truth.images.items()}
+    draw_worst(_worst(outcome.missed), read_image, missed, titles, folder / "worst_missed.jpg")
+    draw_worst(_worst(outcome.false), read_image, false, titles, folder / "worst_false.jpg")
 
 
 def _worst(faults: Mapping[int, Sequence[int]]) -> list[int]:

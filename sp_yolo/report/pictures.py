@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -113,13 +113,15 @@ def draw_worst(
     image_ids: Iterable[int],
     read_image: Callable[[int], np.ndarray],
     layers: Callable[[int], list[Layer]],
+    titles: Mapping[int, str],
     path: str | Path,
 ) -> None:
-    """Write images side by side, each 480 px on its longer side, with boxes in original pixels.
+    """Write images side by side, each 480 px on its longer side, with boxes in original pixels; none: no picture.
 
     Args:
         read_image: image id -> uint8 [H, W, 3] RGB.
         layers: image id -> what to draw, in order.
+        titles: image id -> its file name.
     """
     tiles = []
     for image_id in image_ids:
@@ -130,9 +132,10 @@ def draw_worst(
         tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         for box, color, text in layers(image_id):
             draw_box(tile, box * scale, color, text)
-        _write(tile, f"image {image_id}", (4, 14), (220, 220, 220))
+        _write(tile, Path(titles[image_id]).name[:60], (4, 14), (220, 220, 220))
         tiles.append(tile)
     if not tiles:
+        Path(path).unlink(missing_ok=True)  # of an earlier run in this folder
         return
     columns = min(len(tiles), 3)
     lines = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]

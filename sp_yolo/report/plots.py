@@ -112,6 +112,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             plots[line, column].plot(epochs, values, marker="." if len(rows) < 60 else None)
             plots[line, column].set(title=title, xlabel="epoch" if line else "")
             plots[line, column].grid(alpha=0.3)
+            plots[line, column].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     save_figure(figure, Path(path))
 
 

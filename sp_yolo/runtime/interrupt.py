@@ -7,6 +7,11 @@ from types import FrameType
 from typing import Any
 
 
+def signal_words(number: int) -> str:
+    """What a run says that signal ``number`` ended."""
+    return "interrupted (Ctrl-C)" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
 class Interrupt:
     """Context manager that turns SIGINT and SIGTERM into a wish the loop can read.
 

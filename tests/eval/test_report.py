@@ -144,6 +144,33 @@ def test_worst_images_are_those_with_most_faults(tmp_path: Path) -> None:
     assert false[300, 240, 2] > 150 and false[300, 240, 1] < 100
 
 
+def test_worst_images_have_their_file_names_and_are_drawn_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, found = example()
+    truth["images"] = [
+        {"id": n, "file_name": f"photos/{word}.jpg"} for n, word in enumerate(("one", "two", "three"), 1)
+    ]
+    written: list[str] = []
+    monkeypatch.setattr("sp_yolo.report.pictures._write", lambda image, text, *_: written.append(text))
+    result = coco_evaluate(truth, found)
+    write_report(tmp_path, result, truth, found, title="run", read_image=striped)
+    assert written.count("two.jpg") == 2 and "one.jpg" not in written
+    right = [entry for entry in found if entry["image_id"] == 1]
+    write_report(tmp_path, coco_evaluate(truth, right), truth, right, title="run", read_image=striped)
+    assert (tmp_path / "worst_missed.jpg").exists()
+    assert not (tmp_path / "worst_false.jpg").exists()  # of the evaluation before
+
+
+def test_epochs_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr("sp_yolo.report.plots.save_figure", lambda figure, path: figures.append(figure))
+    for epochs in (1, 3, 7):
+        draw_history([{"epoch": e, "box": 1 / (e + 1)} for e in range(epochs)], tmp_path / "results.png")
+        ticks = [tick for plot in figures[-1].axes for tick in plot.get_xticks()]
+        assert ticks and all(tick == round(tick) for tick in ticks)
+
+
 def test_without_matplotlib_the_report_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

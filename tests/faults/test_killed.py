@@ -98,7 +98,7 @@ def test_a_complete_run_is_only_extended(runs: Runs) -> None:
     code, output = runs.train()
     assert code == 0, output
     again, output = runs.resume(runs.weights())
-    assert again == 2 and "the run is complete; give a larger --epochs to extend it" in one_error(output)
+    assert again == 2 and "the run is already complete (2 epochs); a larger --epochs extends it" in one_error(output)
     code, output = runs.resume(runs.weights(), "--epochs", "3")
     assert code == 0, output
     lines = (runs.weights().parent / "metrics.jsonl").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -151,6 +152,48 @@ def test_a_former_setting_names_its_successor(name, value, successor):
     assert successor in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="damping"):  # an old name of the present settings' value
         SP([nn.Parameter(torch.ones(1))], saliency="damping")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("betas", "momentum is the first of them"),
+        ("eps", "fixed at 1e-8"),
+        ("wd", "weight_decay"),
+        ("learning_rate", "called lr"),
+        ("decoupled_weight_decay", "called decoupled"),
+        ("fused", "native"),
+        ("amsgrad", "leave it out"),
+        ("sigma_head", "build_param_groups"),
+        ("weight_dacay", "did you mean weight_decay?"),
+        ("nestrov", "did you mean nesterov?"),
+        ("total_step", "did you mean total_steps?"),
+        ("foo", "foo is no setting of SP"),
+    ],
+)
+def test_a_setting_of_another_optimizer_is_answered_by_its_counterpart(name, words):
+    with pytest.raises(TypeError) as error:
+        SP([nn.Parameter(torch.ones(1))], **{name: 0.9})
+    assert str(error.value).startswith(f"{name} is no setting of SP") and words in str(error.value)
+
+
+def test_zeros_that_are_chosen_after_one_step_are_warned_of():
+    """Without a ramp the first ranking, by one gradient, holds: the zeros of step 1 are those of step 50."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 8))
+    with pytest.warns(UserWarning, match="sigma=0.5 without total_steps: all zeros are chosen after the first step"):
+        optimizer = SP([weight], sigma=0.5, every=5)
+    zeros = []
+    for _ in range(50):
+        weight.grad = torch.randn(8, 8)
+        optimizer.step()
+        zeros.append(weight.detach() == 0)
+    assert int(zeros[0].sum()) == 32 and all(torch.equal(each, zeros[0]) for each in zeros)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in ({"total_steps": 9}, {"held": False}, {"mode": "paper"}):
+            SP([weight], sigma=0.5, **settings)
+        SP([weight])
 
 
 def test_defaults_are_those_of_the_signature():

@@ -174,8 +174,12 @@ def test_another_working_directory_finds_data_and_model(run: Run, monkeypatch: p
     flags = ["--resume", str(last), "--batch", "8", "--seed", "9", "--data", local.name, "--quiet"]
     assert main_train(flags) == 0
     out = run.capsys.readouterr().out
-    assert "the run's own options, not the --seed given now" in out
+    assert "warning: --resume goes on with the run's own options, not the --seed given now" in out
     assert (last.parents[1] / "summary.json").exists()
+    local.unlink()  # a complete run has no need of its data
+    assert main_train(["--resume", str(last)]) == 2
+    captured = run.capsys.readouterr()
+    assert "the run is already complete (1 epochs); a larger --epochs extends it" in captured.err and not captured.out
     (run.folder / "elsewhere" / "last.pt").write_bytes(last.read_bytes())
     assert main_train(["--resume", "last.pt"]) == 2
     assert "last.pt: not in the weights folder" in run.capsys.readouterr().err

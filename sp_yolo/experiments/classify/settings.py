@@ -22,19 +22,21 @@ class ClassifyData:
 
     dataset: str = option("mnist", "mnist, cifar10, toy, or a path: idx, npz, image folder")
     root: str = option("", "where mnist or cifar10 lies (default datasets/NAME)", metavar="DIR")
-    download: bool = option(False, "let torchvision fetch it first")
-    image_size: int = option(32, "px, of image folders and toy", rule=Rule(8, 512))
+    download: bool = option(False, "let torchvision fetch mnist or cifar10 first (default: do not)")
+    image_size: int = option(32, "side in px that images of folders and toy are brought to", rule=Rule(8, 512))
     samples: int = option(0, "training images, stratified (default 0: all)", rule=Rule(0))
     val_samples: int = option(0, "cut from the training data (default 1000)", rule=Rule(0))
-    label_noise: float = option(0.0, "wrong training labels", rule=Rule(0, 1), metavar="SHARE")
-    augment: bool | None = option(None, "crop and flip (default: colour only)")
+    label_noise: float = option(
+        0.0, "share of training labels that are made wrong, in [0, 1] (default 0)", rule=Rule(0, 1), metavar="SHARE"
+    )
+    augment: bool | None = option(None, "random crops and flips (default: of pictures in colour only)")
 
 
 @dataclass(frozen=True)
 class ClassifyTraining:
     """How it is trained."""
 
-    model: str = option("cnn", "network", rule=Rule(words=tuple(MODELS)))
+    model: str = option("cnn", "small network to train", rule=Rule(words=tuple(MODELS)))
     epochs: int = option(20, "passes over the training images", rule=Rule(1))
     batch_size: int = option(50, "images per step", "--batch-size", "--batch", rule=Rule(2))
     device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
-from sp_yolo.models.weights.origins import asked_classes, describe_file, describe_program
+from sp_yolo.models.weights.origins import asked_classes, describe_file, describe_program, missing_words
 from sp_yolo.models.weights.pickles import PickleRefused, StandIn, StorageType, read_pickle
 
 MAX_PICKLE_BYTES = 1 << 26  # the pickle of the largest model has 1 MB; its numbers lie outside it
@@ -31,7 +31,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {missing_words(path)}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:

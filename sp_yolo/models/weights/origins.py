@@ -58,6 +58,14 @@ def describe_file(path: Path) -> str:
     return next((words for start, words in _BEGINNINGS if head.startswith(start)), f"it is not {_OWN_FORM}")
 
 
+def missing_words(path: Path) -> str:
+    """What is wrong with a ``path`` that is no file; of a run's folder, which of its files is meant."""
+    if not path.is_dir():
+        return "no such file"
+    best = next((file for file in (path / "weights" / "best.pt", path / "best.pt") if file.is_file()), None)
+    return f"a folder; did you mean {best}?" if best else "a folder, not a file of weights"
+
+
 def describe_program(kinds: Iterable[str]) -> str:
     """Whose checkpoint asks for classes of these dotted names, and that it cannot be used; '' for nobody's known."""
     for kind in kinds:
