@@ -53,7 +53,12 @@ def _knows(lr: Any, device: torch.device) -> bool:
 
 
 def fused_step(batches: list[Batch]) -> Fused | None:
-    """The path for these tensors; None where Triton is missing, or a kernel does not compile or run."""
+    """The path for these tensors; None where their state is not of float32 (loaded from elsewhere), Triton is missing,
+    or a kernel does not compile or run."""
+    names = ("momentum_buffer", "square_avg", "displacement")
+    states = [state[name] for batch in batches for state in batch.states for name in names if name in state]
+    if any(value.dtype != torch.float32 for value in states):
+        return None
     try:
         from sp_yolo.optim import triton_kernels
 
@@ -132,6 +137,7 @@ class Fused:
     def _try(self) -> None:
         """Every kernel once on the row without elements: what does not compile fails before anything has moved."""
         gamma, averages = torch.zeros((), dtype=torch.float64, device=self.device), self.scratch[:3]
+        self.live.numbers.fill_(1.0)  # nothing is divided by 0
         with self.at_device():
             for index in range(len(self.batches)):
                 self._look(index, self.count, 1, True, self.aligned[index])
@@ -237,7 +243,7 @@ class Fused:
         self.kernels.secants[(tensors,)](table, self.live.numbers, self.spans_at, self.marks, self.sums)
 
     def _batch_at(self, index: int) -> int:
-        return self.batches_at + int(self.kernels.BATCH_WORDS.value) * index
+        return int(self.batches_at + self.kernels.BATCH_WORDS.value * index)
 
     def _dtype(self, batch: Batch) -> Any:
         return self.kernels.OF_DTYPE[batch.params[0].dtype]

@@ -14,6 +14,8 @@ from torch import Tensor
 from sp_yolo.optim.batch import Batch, flat, like_parameter
 from sp_yolo.optim.damping import FISHER_FLOOR
 
+# Types of devices on which torch sums segments; on others each element is told its own.
+SEGMENTED = ("cpu", "cuda")
 # Of a tensor: steps that ask whether there was a finite gradient before.
 FIRST_STEPS = 32
 
@@ -35,7 +37,11 @@ class MultiTensor:
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         self.zero, self.one = torch.zeros((), **options), torch.ones((), **options)
         self.rate = torch.empty((), **options)
-        self.segments = torch.tensor(batch.lengths, device=self.device)
+        self.wide_dtype = batch.scales.dtype
+        self.segments = torch.tensor(batch.lengths)
+        if self.device.type not in SEGMENTED:
+            self.segments = torch.arange(len(batch.lengths)).repeat_interleave(self.segments)
+        self.segments = self.segments.to(self.device)
         # Of sums whose last is the number of elements.
         self.scales = batch.scales.expand(-1, 5)
         self.bounds = [0, *accumulate(batch.lengths)]
@@ -58,7 +64,7 @@ class MultiTensor:
         return (torch.stack(torch._foreach_norm(filled, torch.inf)) < torch.inf).all()  # False for NaN
 
     def products(self, finite: Tensor | None) -> Tensor:
-        """<s, g> on each tensor's run, float64. Where ``finite`` is False, the gradients are 0 from here on."""
+        """<s, g> on each tensor's run. Where ``finite`` is False, the gradients are 0 from here on."""
         batch = self.batch
         if finite is not None:
             self.grads = _zero_unless(finite.to(self.device), self.grads)
@@ -67,7 +73,7 @@ class MultiTensor:
             self.wide = [t.to(self.dtype) for t in self.wide]
         last, now = batch.starts(-1), batch.starts(0)
         runs, self.signed, self.before = self._runs((self.grads, last), (self.grads, now), (self.wide, now))
-        return self._sums(batch.s[:, None].double() * runs[:, None])[:, 0]
+        return self._sums(batch.s[:, None].to(self.wide_dtype) * runs[:, None])[:, 0]
 
     def update(self, gamma: Tensor, finite: Tensor | None) -> None:
         """One step of every tensor. Where ``finite`` is False nothing changes but counters and s, which becomes 0."""
@@ -87,7 +93,7 @@ class MultiTensor:
         weighted = self._weighted(s, root[0]) if batch.fisher else s
         one = self.one.expand_as(s)
         left, right = (weighted, s, self.signed, self.before, one), (s, s, s, self.before, one)
-        sums = self._sums(torch.stack(left, 1).double() * torch.stack(right, 1))
+        sums = self._sums(torch.stack(left, 1).to(self.wide_dtype) * torch.stack(right, 1))
         torch.mul(sums, self.scales, out=batch.secants)
         self.grads, self.wide = [], []
 
@@ -204,6 +210,8 @@ class MultiTensor:
 
     def _sums(self, products: Tensor) -> Tensor:
         """[T, k]: sums of the products [M, k] over the run of each tensor."""
+        if self.device.type not in SEGMENTED:
+            return products.new_zeros(len(self.batch.lengths), products.shape[1]).index_add_(0, self.segments, products)
         return torch.segment_reduce(products, "sum", lengths=self.segments, unsafe=True)
 
 

@@ -239,7 +239,7 @@ def test_gradients_that_the_caller_has_looked_at():
 
 
 def test_gradients_at_any_address_and_in_another_order():
-    """Views of one buffer, as DistributedDataParallel's; channels_last; a 1 x 1 convolution, whose two orders are one."""
+    """Views of one buffer, as DistributedDataParallel's; channels_last; a 1 x 1 convolution, two names of one order."""
     shapes = [(6, 5, 3, 3), (7, 5, 1, 1), (3,)]
     (params, optimizer), (others, reference) = twins(shapes=shapes)
     with torch.no_grad():
