@@ -240,8 +240,8 @@ def has_fused_adamw() -> bool:
         _step_fused(rows, [g], 0.5, 0.1, 0.5, 0.2, True)
     except (AttributeError, TypeError, RuntimeError, NotImplementedError):
         return False
-    # h = 4, so that x is 1 - .1 (.2 + .5 (2 + .5 (.5 3 + 2)) / 2).
-    return math.isclose(x.item(), 0.79250, rel_tol=1e-5) and h.item() == 4.0 and v.item() == 3.5
+    # x - .1 .2 x - .1 (1 - .5) (g + .5 (.5 v + g)) / 2
+    return math.isclose(x.item(), 0.88625, rel_tol=1e-5) and h.item() == 4.0 and v.item() == 3.5
 
 
 def _step_fused(
