@@ -21,7 +21,7 @@ from sp_yolo.engine.state import Content
 from sp_yolo.errors import UserError
 from sp_yolo.models import DetectionModel, build_model, follow_names, model_from_weights, read_checkpoint
 from sp_yolo.models.heads import IDetect
-from sp_yolo.models.origins import missing_words
+from sp_yolo.models.weights.origins import missing_words
 from sp_yolo.models.weights import read_model_file, transfer
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.damping import newest_weight, pair_map
+from sp_yolo.optim.damping import newest_weight, pair_map, wide_dtype
 
 # The displacement is kept for one run of n / SHARE of a tensor's n elements, LEAST at least; eq. (22).
 SHARE = 16
@@ -27,9 +27,9 @@ class Batch:
     ``groups``: the parameter group of each, which is asked for lr, momentum and decay at every step. A tensor's state
     holds "step", the number of gradients so far; "momentum_buffer" v and, where metric or saliency need it,
     "square_avg" E[g^2], in the parameter's memory order; "displacement", s = x_k - x_{k-1} on the run of the last step;
-    "secant", float64 [5], the sums over it scaled up to the tensor: s'D^{-1}s, s's, <s, g>, x'x and the number of
-    elements that they stand for (zeros: no pair); while it is pruned "mask" (False: x is held at zero; v there has no
-    effect and is cleared when x is set free).
+    "secant" [5], of ``damping.wide_dtype``, the sums over it scaled up to the tensor: s'D^{-1}s, s's, <s, g>, x'x and
+    the number of elements that they stand for (zeros: no pair); while it is pruned "mask" (False: x is held at zero; v
+    there has no effect and is cleared when x is set free).
     """
 
     params: list[Tensor]
@@ -50,7 +50,8 @@ class Batch:
         self.spans = self._find_spans()
         # One tensor for all, of which each state holds its part.
         self.s = torch.cat([state["displacement"] for state in self.states])
-        self.secants = torch.stack([state["secant"] for state in self.states])
+        wide = wide_dtype(self.s.device)
+        self.secants = torch.stack([state["secant"] for state in self.states]).to(wide)
         for state, run, row in zip(self.states, self.s.split(self.lengths), self.secants.unbind(), strict=True):
             state["displacement"], state["secant"] = run, row
         # A step that counts on the device is one tensor for all, which a tensor left out this time must not share.
@@ -58,7 +59,7 @@ class Batch:
         step = step.clone() if isinstance(step, Tensor) else step
         for state in self.states:
             state["step"] = step
-        options: dict[str, Any] = {"dtype": torch.float64, "device": self.secants.device}
+        options: dict[str, Any] = {"dtype": wide, "device": self.s.device}
         scales = [n / max(length, 1) for n, length in zip(self.sizes, self.lengths, strict=True)]
         self.scales = torch.tensor(scales, **options)[:, None]
         self.elements = torch.tensor(self.sizes, **options)

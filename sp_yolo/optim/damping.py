@@ -12,6 +12,8 @@ from torch import Tensor
 TINY = torch.finfo(torch.float32).tiny
 # Nothing beside any Ess or Esy that counts, and not 0.
 SMALL = 1e-300
+# Types of devices whose longest float is float32.
+WITHOUT_FLOAT64 = ("mps",)
 # Decay of E[g^2], the empirical Fisher diagonal.
 FISHER_DECAY = 0.95
 # Added to the root of E[g^2]: weights that never had a gradient.
@@ -25,6 +27,11 @@ FADE = 0.95
 REACH = 0.01
 # Weights count as at least so large (root mean square): a network may start from zeros.
 SMALLEST_WEIGHT = 1e-3
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Of sums and of gamma: float64, or float32 where the device has nothing longer."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def noise_quotient(momentum: float, nesterov: bool = True) -> float:
@@ -87,7 +94,9 @@ def damped_numbers(
 
 def gamma_levels(rho: float, growth: float, device: torch.device) -> Tensor:
     """What ``damped_state`` chooses from. Made once: torch.where of numbers is float32 and sends them to the device."""
-    return torch.tensor([0.0, 1.0, 1.0 - rho, growth, FADE, SMALL], dtype=torch.float64, device=device)
+    dtype = wide_dtype(device)
+    small = max(SMALL, torch.finfo(dtype).tiny)
+    return torch.tensor([0.0, 1.0, 1.0 - rho, growth, FADE, small], dtype=dtype, device=device)
 
 
 def pair_map() -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""The dense update as Triton kernels (``triton_kernels.py``), for NVIDIA GPUs; where it does not apply, or Triton is
+"""The dense update as Triton kernels (``triton_*.py``), for NVIDIA GPUs; where it does not apply, or Triton is
 missing or does not work here, the multi-tensor path runs instead.
 
 Four launches and a copy of a few thousand bytes per step, whatever the number of tensors. The host is not asked.
@@ -53,11 +53,14 @@ def _knows(lr: Any, device: torch.device) -> bool:
 
 
 def fused_step(batches: list[Batch]) -> Fused | None:
-    """The path for these tensors; None where Triton is missing, or a kernel does not compile or run."""
+    """The path for these tensors; None where their state is not of float32 (loaded from elsewhere), Triton is missing,
+    or a kernel does not compile or run."""
+    names = ("momentum_buffer", "square_avg", "displacement")
+    states = [state[name] for batch in batches for state in batch.states for name in names if name in state]
+    if any(value.dtype != torch.float32 for value in states):
+        return None
     try:
-        from sp_yolo.optim import triton_kernels
-
-        return Fused(batches, triton_kernels)
+        return Fused(batches)
     except (
         Exception
     ):  # no Triton, no compiler for its launcher, a card that it does not know: each fails in its own way
@@ -70,8 +73,10 @@ class Fused:
 
     name = "triton"
 
-    def __init__(self, batches: list[Batch], kernels: Any) -> None:
-        self.batches, self.kernels = batches, kernels
+    def __init__(self, batches: list[Batch]) -> None:
+        from sp_yolo.optim import triton_kernels, triton_layout, triton_settle
+
+        self.batches, self.passes, self.scalars, self.layout = batches, triton_kernels, triton_settle, triton_layout
         self.device = batches[0].params[0].device
         on_gpu = self.device.type == "cuda"
         self.at_device = functools.partial(torch.cuda.device, self.device) if on_gpu else contextlib.nullcontext
@@ -79,11 +84,11 @@ class Fused:
         self.tensors = sum(len(batch.params) for batch in batches)
         self._make_tables()
         self.spans_at = self.tensors
-        self.batches_at = self.spans_at + kernels.SPAN_WORDS.value * len(self.spans)
-        self.model_at = self.batches_at + kernels.BATCH_WORDS.value * len(batches)
-        self.layout = f"={self.tensors}q" + "dqdddd4q" * len(self.spans) + "2qdq" * len(batches) + "q10d"
-        self.live = Live(self.model_at + kernels.MODEL_WORDS.value, self.device)
-        self.rates = torch.zeros(len(self.spans) * kernels.RATE_WORDS.value, device=self.device)
+        self.batches_at = self.spans_at + self.layout.SPAN_WORDS.value * len(self.spans)
+        self.model_at = self.batches_at + self.layout.BATCH_WORDS.value * len(batches)
+        self.format = f"={self.tensors}q" + "dqdddd4q" * len(self.spans) + "2qdq" * len(batches) + "q10d"
+        self.live = Live(self.model_at + self.layout.MODEL_WORDS.value, self.device)
+        self.rates = torch.zeros(len(self.spans) * self.layout.RATE_WORDS.value, device=self.device)
         # Whether all are finite; of each batch the weight of g^2 and whether it has had one.
         started = [[0.0, float(isinstance(batch.step, Tensor) or batch.step > 0)] for batch in batches]
         self.marks = torch.tensor([0.0, *itertools.chain(*started)], device=self.device)
@@ -97,7 +102,7 @@ class Fused:
         """Rows of the tensors and of one without elements; the tensor of each chunk; room for the chunks' sums."""
         rows: list[int] = []
         chunks: list[int] = []
-        size = self.kernels.CHUNK.value
+        size = self.layout.CHUNK.value
         self.first_chunks, self.bounds = [], []
         span = -1
         for batch in self.batches:
@@ -111,7 +116,7 @@ class Fused:
                 rows += (param.data_ptr(), state["momentum_buffer"].data_ptr(), *addresses)
                 rows += (state["secant"].data_ptr(), batch.sizes[i], batch.lengths[i], batch.places[i], span)
                 rows += (len(chunks), count)
-                chunks += [len(rows) // self.kernels.TENSOR_WORDS.value - 1] * count
+                chunks += [len(rows) // self.layout.TENSOR_WORDS.value - 1] * count
                 self.bounds[-1].append(len(chunks))
         options: dict[str, Any] = {"device": self.device, "dtype": torch.float64}
         self.scratch = torch.zeros(5, **options)
@@ -132,12 +137,13 @@ class Fused:
     def _try(self) -> None:
         """Every kernel once on the row without elements: what does not compile fails before anything has moved."""
         gamma, averages = torch.zeros((), dtype=torch.float64, device=self.device), self.scratch[:3]
+        self.live.numbers.fill_(1.0)  # nothing is divided by 0
         with self.at_device():
             for index in range(len(self.batches)):
                 self._look(index, self.count, 1, True, self.aligned[index])
                 self._update(index, self.count, 1, self.aligned[index])
             self._settle(averages, gamma, 0, 0)
-            self._secants(self.table[self.tensors * self.kernels.TENSOR_WORDS.value :], 1)
+            self._secants(self.table[self.tensors * self.layout.TENSOR_WORDS.value :], 1)
 
     def take(self, check: bool) -> None:
         """Take this step's gradients. ``check``: they are to be looked at, as the caller has not."""
@@ -155,7 +161,7 @@ class Fused:
     def update(self, model: dict[str, Any]) -> None:
         """One step of every tensor, and of gamma."""
         own = [[g.data_ptr() for g in grads] for grads in self.grads]
-        self.live.send(struct.pack(self.layout, *itertools.chain(*own), *self._numbers(model)))
+        self.live.send(struct.pack(self.format, *itertools.chain(*own), *self._numbers(model)))
         fits = [a and not functools.reduce(operator.or_, row, 0) & 15 for a, row in zip(self.aligned, own, strict=True)]
         ends = [*self.first_chunks[1:], self.count]
         parts = list(zip(self.first_chunks, ends, fits, strict=True))
@@ -211,21 +217,21 @@ class Fused:
     def _look(self, index: int, first: int, chunks: int, check: bool, aligned: bool) -> None:
         batch = self.batches[index]
         if chunks:
-            self.kernels.look[(chunks,)](
+            self.passes.look[(chunks,)](
                 self.table, self.chunks, self.live.words, self._batch_at(index), first, self.products, self.wrongs,
                 DTYPE=self._dtype(batch), ALIGNED=aligned, LOOK=check, MAXIMIZE=batch.maximize,
             )  # fmt: skip
 
     def _settle(self, averages: Tensor, gamma: Tensor, spans: int, batches: int) -> None:
-        self.kernels.settle[(1,)](
+        self.scalars.settle[(1,)](
             self.table, self.live.words, self.live.numbers, self.spans_at, spans, self.batches_at, batches,
             self.model_at, self.products, self.wrongs, averages, gamma, self.rates, self.marks,
         )  # fmt: skip
 
     def _update(self, index: int, first: int, chunks: int, aligned: bool) -> None:
-        batch, mark_at = self.batches[index], 1 + self.kernels.MARK_WORDS.value * index
+        batch, mark_at = self.batches[index], 1 + self.layout.MARK_WORDS.value * index
         if chunks:
-            self.kernels.update[(chunks,)](
+            self.passes.update[(chunks,)](
                 self.table, self.chunks, self.live.words, self._batch_at(index), first, mark_at, self.rates,
                 self.marks, self.sums, DTYPE=self._dtype(batch), ALIGNED=aligned, FISHER=batch.fisher,
                 NESTEROV=batch.nesterov, MAXIMIZE=batch.maximize,
@@ -234,10 +240,10 @@ class Fused:
             )  # fmt: skip
 
     def _secants(self, table: Tensor, tensors: int) -> None:
-        self.kernels.secants[(tensors,)](table, self.live.numbers, self.spans_at, self.marks, self.sums)
+        self.scalars.secants[(tensors,)](table, self.live.numbers, self.spans_at, self.marks, self.sums)
 
     def _batch_at(self, index: int) -> int:
-        return self.batches_at + int(self.kernels.BATCH_WORDS.value) * index
+        return int(self.batches_at + self.layout.BATCH_WORDS.value * index)
 
     def _dtype(self, batch: Batch) -> Any:
-        return self.kernels.OF_DTYPE[batch.params[0].dtype]
+        return self.layout.OF_DTYPE[batch.params[0].dtype]

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from sp_yolo.optim.batch import Batch
-from sp_yolo.optim.damping import TINY, damped_numbers, damped_state, derived_cap, opening_gamma, opening_rate
+from sp_yolo.optim.damping import (
+    TINY,
+    damped_numbers,
+    damped_state,
+    derived_cap,
+    opening_gamma,
+    opening_rate,
+    wide_dtype,
+)
 from sp_yolo.optim.settings import reference_lr
 
 
@@ -38,7 +46,7 @@ def damp(
         averages.copy_(torch.tensor(after[0], dtype=averages.dtype))
         gamma.fill_(after[1])
         return
-    least = lr_ref.double().clamp(min=TINY) if isinstance(lr_ref, Tensor) else lr_ref
+    least = lr_ref.to(gamma.dtype).clamp(min=TINY) if isinstance(lr_ref, Tensor) else lr_ref
     found = damped_state(averages, gamma, pair, levels, cap / least)
     if finite is not None:
         found = torch.where(finite, found[0], averages), torch.where(finite, found[1], gamma)
@@ -47,7 +55,7 @@ def damp(
 
 
 def moving_groups(batches: list[Batch], on_device: bool) -> list[dict[str, Any]]:
-    """The groups whose lr is not 0; a tensor is not asked whether it is, where the step may not wait (``on_device``)."""
+    """The groups whose lr is not 0; a tensor is not asked whether it is where the step may not wait (``on_device``)."""
     groups = [group for batch in batches for group, _, _ in batch.spans]
     return [g for g in groups if (isinstance(g["lr"], Tensor) and on_device) or float(g["lr"]) > 0]
 
@@ -81,7 +89,7 @@ def _opening(batches: list[Batch], gamma: Tensor) -> Tensor:
 
 
 def _square(tensors: list[Tensor]) -> Tensor:
-    """Sum of the squares of all elements, float64."""
+    """Sum of the squares of all elements."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     norms = torch._foreach_norm([t.detach() for t in tensors], 2, dtype=dtype)
-    return torch.stack(norms).double().square().sum()
+    return torch.stack(norms).to(wide_dtype(norms[0].device)).square().sum()

@@ -16,6 +16,8 @@ from sp_yolo.optim.damping import FISHER_FLOOR
 
 # Elements of a run that are summed in one go.
 PIECE = 256
+# Types of devices on which torch sums segments; on others each element is told its own.
+SEGMENTED = ("cpu", "cuda")
 # Of a tensor: steps that ask whether there was a finite gradient before.
 FIRST_STEPS = 32
 
@@ -37,10 +39,14 @@ class MultiTensor:
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         self.zero, self.one = torch.zeros((), **options), torch.ones((), **options)
         self.rate = torch.empty((), **options)
+        self.wide_dtype = batch.scales.dtype
         # A run is summed in pieces, then their sums: a GPU's segment_reduce gives a whole segment to one thread.
         pieces = [[PIECE] * (n // PIECE) + [n % PIECE] * (n % PIECE > 0) for n in batch.lengths]
         self.pieces = torch.tensor([n for piece in pieces for n in piece], device=self.device)
         self.segments = torch.tensor([len(piece) for piece in pieces], device=self.device)
+        if self.device.type not in SEGMENTED:
+            tensors = torch.arange(len(batch.lengths))
+            self.segments = tensors.repeat_interleave(torch.tensor(batch.lengths)).to(self.device)
         # Of sums whose last is the number of elements.
         self.scales = batch.scales.expand(-1, 5)
         self.bounds = [0, *accumulate(batch.lengths)]
@@ -63,7 +69,7 @@ class MultiTensor:
         return (torch.stack(torch._foreach_norm(filled, torch.inf)) < torch.inf).all()  # False for NaN
 
     def products(self, finite: Tensor | None) -> Tensor:
-        """<s, g> on each tensor's run, float64. Where ``finite`` is False, the gradients are 0 from here on."""
+        """<s, g> on each tensor's run. Where ``finite`` is False, the gradients are 0 from here on."""
         batch = self.batch
         if finite is not None:
             self.grads = _zero_unless(finite.to(self.device), self.grads)
@@ -72,7 +78,7 @@ class MultiTensor:
             self.wide = [t.to(self.dtype) for t in self.wide]
         last, now = batch.starts(-1), batch.starts(0)
         runs, self.signed, self.before = self._runs((self.grads, last), (self.grads, now), (self.wide, now))
-        return self._sums(batch.s[:, None].double() * runs[:, None])[:, 0]
+        return self._sums(batch.s[:, None].to(self.wide_dtype) * runs[:, None])[:, 0]
 
     def update(self, gamma: Tensor, finite: Tensor | None) -> None:
         """One step of every tensor. Where ``finite`` is False nothing changes but counters and s, which becomes 0."""
@@ -92,7 +98,7 @@ class MultiTensor:
         weighted = self._weighted(s, root[0]) if batch.fisher else s
         one = self.one.expand_as(s)
         left, right = (weighted, s, self.signed, self.before, one), (s, s, s, self.before, one)
-        sums = self._sums(torch.stack(left, 1).double() * torch.stack(right, 1))
+        sums = self._sums(torch.stack(left, 1).to(self.wide_dtype) * torch.stack(right, 1))
         torch.mul(sums, self.scales, out=batch.secants)
         self.grads, self.wide = [], []
 
@@ -209,6 +215,8 @@ class MultiTensor:
 
     def _sums(self, products: Tensor) -> Tensor:
         """[T, k]: sums of the products [M, k] over the run of each tensor."""
+        if self.device.type not in SEGMENTED:
+            return products.new_zeros(len(self.batch.lengths), products.shape[1]).index_add_(0, self.segments, products)
         parts = torch.segment_reduce(products, "sum", lengths=self.pieces, unsafe=True)
         return torch.segment_reduce(parts, "sum", lengths=self.segments, unsafe=True)
 

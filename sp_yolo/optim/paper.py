@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.optim.damping import newton_damping
+from sp_yolo.optim.damping import newton_damping, wide_dtype
 from sp_yolo.optim.saliency import keep_masks, prune_count, saliency
 from sp_yolo.optim.settings import prunable_params
 
@@ -18,11 +18,12 @@ def paper_update(group: dict[str, Any], param: Tensor, state: dict[str, Any], fi
     As published, y contains the effect of the proximal step, zeros are not held, and lambda is the sigma-quantile of
     the tensor's own saliency. State: "momentum_buffer" v, "displacement" s and "displacement_gradient" <s, g_prev>.
     """
+    wide = wide_dtype(param.device)
     if not state:
         dtype = torch.promote_types(param.dtype, torch.float32)
         state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
         state["displacement"] = torch.zeros_like(param, dtype=dtype)
-        state["displacement_gradient"] = torch.zeros((), dtype=torch.float64, device=param.device)
+        state["displacement_gradient"] = torch.zeros((), dtype=wide, device=param.device)
     v, s, grad = state["momentum_buffer"], state["displacement"], param.grad
     assert grad is not None
     before = param.to(v.dtype, copy=True)
@@ -31,7 +32,7 @@ def paper_update(group: dict[str, Any], param: Tensor, state: dict[str, Any], fi
         g = -g
     if group["weight_decay"] and not group["decoupled"]:
         g = g + group["weight_decay"] * before
-    damping, _ = newton_damping(s, (s * g).sum(dtype=torch.float64) - state["displacement_gradient"])
+    damping, _ = newton_damping(s, (s * g).sum(dtype=wide) - state["displacement_gradient"])
     moved = group["momentum"] * v + g
     direction = g + group["momentum"] * moved if group["nesterov"] else g
     after = before
@@ -47,5 +48,5 @@ def paper_update(group: dict[str, Any], param: Tensor, state: dict[str, Any], fi
     v.copy_(torch.where(finite, moved, v))
     displaced = param.to(v.dtype) - before
     s.copy_(torch.where(finite, displaced, s))
-    product = (displaced * g).sum(dtype=torch.float64)
+    product = (displaced * g).sum(dtype=wide)
     state["displacement_gradient"].copy_(torch.where(finite, product, state["displacement_gradient"]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sp_yolo.optim import fused, native
 from sp_yolo.optim.batch import Batch, like_parameter, run_length
-from sp_yolo.optim.damping import gamma_levels
+from sp_yolo.optim.damping import gamma_levels, wide_dtype
 from sp_yolo.optim.gamma import damp
 from sp_yolo.optim.multi_tensor import MultiTensor
 from sp_yolo.optim.settings import keeps_squares, prunable_flags
@@ -174,19 +174,21 @@ def _param_state(
         state["step"] = 0
         state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
         state["displacement"] = torch.zeros(run_length(param.numel()), dtype=dtype, device=param.device)
-        state["secant"] = torch.zeros(5, dtype=torch.float64, device=param.device)
+        state["secant"] = torch.zeros(5, dtype=wide_dtype(param.device), device=param.device)
     momentum = state["momentum_buffer"]
     if squares and "square_avg" not in state:
         state["square_avg"] = torch.zeros_like(momentum)
     if capturable != isinstance(state["step"], Tensor):
-        step = state["step"]
-        state["step"] = torch.full((), step, dtype=torch.float64, device=param.device) if capturable else int(step)
+        step: Any = int(state["step"])
+        state["step"] = torch.tensor(step, dtype=wide_dtype(param.device), device=param.device) if capturable else step
         _void(state)  # the run of a captured step lies elsewhere
     if momentum.stride() != torch.empty_like(param).stride() or momentum.device != param.device:
         # The model was moved or its memory format changed since the last step. The run is another one then.
         for name in ("momentum_buffer", "mask", "square_avg"):
             if name in state:
                 state[name] = like_parameter(state[name].to(param.device), param)
+        if capturable:
+            state["step"] = state["step"].to(param.device, wide_dtype(param.device))
         _void(state, param.device)
     if not group["held"] and "mask" in state:
         # What gathered behind the mask must not move the weights that are now set free.
@@ -197,4 +199,5 @@ def _param_state(
 def _void(state: dict[str, Any], device: torch.device | None = None) -> None:
     """No pair: the displacement counts as none until the tensor steps again."""
     for name in ("displacement", "secant"):
-        state[name] = torch.zeros_like(state[name], device=device)
+        dtype = wide_dtype(device or state[name].device) if name == "secant" else None
+        state[name] = torch.zeros_like(state[name], dtype=dtype, device=device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sp_yolo.optim.damping import wide_dtype
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.plan import SPARSE, Plan, all_of, current_plan, on_device
 from sp_yolo.optim.prune import forget_displacement, prune_group
@@ -19,6 +20,8 @@ from sp_yolo.optim.settings import check_settings, prunable_params, refuse_forme
 
 # Settings of the whole model: gamma and its averages are one for all groups, so these may not differ between groups.
 SHARED = ("mode", "rho", "growth", "check_finite", "native")
+# State in float64 where the device has that.
+WIDE = ("secant", "step", "displacement_gradient")
 
 
 class SP(Optimizer):
@@ -49,10 +52,12 @@ class SP(Optimizer):
         rho, rcap, growth: averaging of the secant pair; cap on lr * curvature (0: derived from the group's current
             momentum, eq. 13; the smallest of the groups that move holds); growth of gamma per step.
         maximize: ascend.
-        foreach: the multi-tensor path. Default: on accelerators. On a CPU the others are faster.
+        foreach: the multi-tensor path. Default: on accelerators, where the next does not apply. On a CPU the others are
+            faster.
         capturable: keep every scalar on the device, as CUDA graphs need. Pruning cannot be captured.
-        native: on a CPU, run the float32 update as C, compiled when a step first needs it. Default: if there is a
-            compiler. ``path`` says what the last step ran: "native", "single-tensor", "multi-tensor".
+        native: compile the update when a step first needs it: on a CPU as C, of float32; on an NVIDIA GPU with Triton,
+            of float32, bfloat16 and float16. Default: where that works. ``path`` says what the last step ran:
+            "native", "triton", "single-tensor", "multi-tensor".
         check_finite: look whether all gradients are finite, and leave everything untouched where they are not. False
             saves a pass over the gradients where the caller has looked (as GradScaler has).
 
@@ -98,6 +103,7 @@ class SP(Optimizer):
             settings.pop(name, None)
         refuse_former(former)
         self._plan: Plan | None = None
+        self._captured: list[Plan] = []
         super().__init__(params, settings)
         warn_of_lasting_choice(self.param_groups)
 
@@ -127,7 +133,7 @@ class SP(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = None
+        self._plan, self._captured = None, []
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -146,7 +152,8 @@ class SP(Optimizer):
         for key, param in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[param][name] = value.detach().to(param.device, copy=True)
+                    dtype = wide_dtype(param.device) if name in WIDE else value.dtype
+                    self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
         model = self.param_groups[0]
         model.update({n: model[n].clone() for n in ("gamma", "averages") if n in model})
 
@@ -172,8 +179,9 @@ class SP(Optimizer):
 
     def _step(self, plan: Plan) -> None:
         model = self._model(torch.device("cpu") if plan.levels is None else plan.levels.device)
-        if plan.levels is not None:
+        if plan.levels is not None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             self._refuse_capture(model["k"])
+            self._captured.append(plan)  # the graph replays on its memory
         self.path = plan.name
         finite = plan.take(model["check_finite"])
         if finite is False:
@@ -240,16 +248,14 @@ class SP(Optimizer):
         """The first group, with the state of the whole model: k, the steps so far; open, whether gamma is set; gamma;
         averages, [3] = (Ess, Esy, Esg). It lives there as torch's own wrappers expect only parameters in ``state``."""
         model = self.param_groups[0]
+        options: dict[str, Any] = {"dtype": wide_dtype(device), "device": device}
         if "k" not in model:
-            options: dict[str, Any] = {"dtype": torch.float64, "device": device}
             model.update(k=0, open=False, gamma=torch.zeros((), **options), averages=torch.zeros(3, **options))
         for name in ("gamma", "averages"):
-            model[name] = model[name].to(device)
+            model[name] = model[name].to(**options)
         return model
 
     def _refuse_capture(self, step: int) -> None:
-        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            return
         for group in self.param_groups:
             length = group["total_steps"]
             if group["sigma"] and (length is None or step <= last_prox(group["end"], length)):

@@ -6,6 +6,7 @@ It works in phases, because gamma is one number for the whole model: the product
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -187,7 +188,7 @@ class SingleTensor:
             g = list(torch._foreach_neg(g))
         setting = float(group["lr"]) * gamma, float(group["momentum"]), float(group["weight_decay"])
         plain = rows.x[0].dtype != self.dtype or (setting[2] and not batch.decoupled)
-        if batch.fisher and not plain:
+        if batch.fisher and not plain and rows.x[0].device.type == "cpu" and has_fused_adamw():
             _step_fused(rows, g, newest, *setting, batch.nesterov)
         else:
             for i, own in enumerate(g):
@@ -228,6 +229,19 @@ def _portions(sizes: list[int], start: int, stop: int) -> list[tuple[int, int]]:
         else:
             found[-1] = (found[-1][0], i + 1)
     return found
+
+
+@functools.cache
+def has_fused_adamw() -> bool:
+    """Whether this torch has AdamW's fused kernel as ``_step_fused`` calls it: one that is private may change or go."""
+    x, g, v, h = (torch.full((1,), value) for value in (1.0, 2.0, 3.0, 4.0))
+    rows = Rows([(0, 0, 1)], [x], [v], [h], [None], [torch.empty(1)])
+    try:
+        _step_fused(rows, [g], 0.5, 0.1, 0.5, 0.2, True)
+    except (AttributeError, TypeError, RuntimeError, NotImplementedError):
+        return False
+    # x - .1 .2 x - .1 (1 - .5) (g + .5 (.5 v + g)) / 2
+    return math.isclose(x.item(), 0.88625, rel_tol=1e-5) and h.item() == 4.0 and v.item() == 3.5
 
 
 def _step_fused(

@@ -125,3 +125,24 @@ def test_stepping_tensors_together_is_invisible(monkeypatch, metric):
         results.append((weights(model), secants))
     assert torch.allclose(results[0][0], results[1][0], rtol=1e-5, atol=1e-7)
     assert torch.allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("torch_has", ["none", "another signature", "another meaning"])
+def test_without_adamw_s_private_kernel_the_step_is_the_same(monkeypatch, torch_has):
+    def other(*args, **settings):
+        if torch_has == "another signature":
+            raise TypeError("unexpected keyword")
+
+    results = []
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setattr(torch, "_fused_adamw_", other)
+            if torch_has == "none":
+                monkeypatch.delattr(torch, "_fused_adamw_")
+        update.has_fused_adamw.cache_clear()
+        model = network()
+        train(model, SP(model.parameters(), native=False), 8)
+        assert update.has_fused_adamw() is not missing
+        results.append(weights(model))
+    update.has_fused_adamw.cache_clear()
+    assert torch.allclose(*results, rtol=1e-5, atol=1e-7)
