@@ -280,7 +280,7 @@ def _go_on(state: RunState, content: Content, folder: RunDir, schedule: Schedule
     if plan.world.main:
         for place in (folder.path, folder.weights):
             remove_leftovers(place)
-    state.restore(content, str(folder.path), schedule.updates())
+    plan.say(state.restore(content, str(folder.path), schedule.updates()))
     iteration = state.progress.iteration
     plan.say(f"resumed {folder.path} at iteration {iteration} of {schedule.iterations}")
     # Without a summary the run was stopped after its last epoch: what is left of it is done now.
