@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from sp_yolo.commands.relatives import RELATIVES
 from sp_yolo.config import add_options, entries, from_arguments
-from sp_yolo.errors import SPYoloError
+from sp_yolo.errors import EnvironmentFault, SPYoloError
 
 # command -> (module with OPTIONS, EXAMPLES and run, one line of help)
 COMMANDS = {
@@ -88,14 +88,28 @@ def guarded(command: str, argv: Sequence[str], prog: str = "") -> int:
     except SPYoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except MemoryError:
-        print("error: out of memory; try a smaller --batch-size or --img-size", file=sys.stderr)
-        return 3
+    except (MemoryError, RuntimeError) as error:
+        from sp_yolo.runtime.faults import is_out_of_memory, out_of_memory_words  # it loads torch
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory_words(error, _memory_flags(command))}", file=sys.stderr)
+        return EnvironmentFault.exit_code
     except KeyboardInterrupt:
         print("interrupted (Ctrl-C)", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _memory_flags(command: str) -> list[str]:
+    """The flags of a command that decide how much memory it takes."""
+    known = {
+        name: entry
+        for options in importlib.import_module(COMMANDS[command][0]).OPTIONS
+        for name, entry in entries(options).items()
+    }
+    return [known[name].flags[0] for name in ("batch_size", "img_size", "image_size") if name in known]
 
 
 def parser_of(command: str, prog: str = "") -> argparse.ArgumentParser:

@@ -218,3 +218,19 @@ def test_files_that_return_other_things_do_not_overwrite_each_other(model: Detec
     }
     columns = 5 + model.num_classes
     assert sizes == {"best": [columns] * 2, "best-grid": [columns], "best-end2end": [7]}
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_torchscript_names_no_device(model: DetectionModel, tmp_path: Path, grid: bool) -> None:
+    """A file made on one device runs on another: what it makes anew it makes where its images are."""
+    result = export_model(model, "torchscript", output=tmp_path / "m.pt", image_size=(64, 96), grid=grid)
+    file = torch.jit.load(str(result.path))
+    graph = file.inlined_graph
+    constants = graph.findAllNodes("prim::Constant")
+    assert len(constants) > 5
+    assert not [str(node) for node in constants if node.output().type().kind() == "DeviceObjType"]
+    # What follows the weights moves with them: in float64 the same boxes come out.
+    with torch.no_grad():
+        wanted = model(pictures(3, 32, 160))[0] if grid else model(pictures(3, 32, 160))[1][0]
+        found = file.to(torch.float64)(pictures(3, 32, 160).double())[0]
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-2)

@@ -116,6 +116,7 @@ class ComputeOptions:
     workers: int = option(
         8, "loader processes per device (default 8; on a CPU 1 at most)", rule=AT_LEAST_0, on_resume=True
     )
+    deterministic: bool = option(False, "the same bits each time on a GPU too, slower (a CPU run always has them)")
     compile: bool = option(False, "torch.compile the model")
     sync_bn: bool = option(False, "synchronised BatchNorm over GPUs")
 

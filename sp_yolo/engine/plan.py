@@ -96,7 +96,8 @@ def make_plan(config: Config, world: World, say: Say, resumed: Content | None = 
     """
     dataset = open_dataset(config.data, config.root)
     config = complete(config, dataset)
-    compute = select_compute(config.device, config.amp, world.local_rank, world.size)
+    ranks = world.local_rank, world.size
+    compute = select_compute(config.device, config.amp, *ranks, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     if resumed:
         model = rebuild_detector(resumed, config, dataset, single_class=config.single_cls, say=say)

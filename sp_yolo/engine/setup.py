@@ -280,6 +280,6 @@ def _go_on(state: RunState, content: Content, folder: RunDir, schedule: Schedule
     if plan.world.main:
         for place in (folder.path, folder.weights):
             remove_leftovers(place)
-    state.restore(content, str(folder.path), schedule.updates())
+    plan.say(state.restore(content, str(folder.path), schedule.updates()))
     iteration = state.progress.iteration
     plan.say(f"resumed {folder.path} at iteration {iteration} of {schedule.iterations}")

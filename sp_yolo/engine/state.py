@@ -61,8 +61,10 @@ class RunState:
             "batches_per_epoch": self.batches_per_epoch,
         }
 
-    def restore(self, content: Content, where: str, updates: int) -> None:
+    def restore(self, content: Content, where: str, updates: int) -> str:
         """Take over ``content`` of :meth:`everything`, read from ``where``. ``updates``: steps of the whole run.
+
+        Returns a line to say, or "": a run may go on in another precision, where another device chooses it.
 
         Raises:
             UserError: it belongs to other data, or to another version of this program.
@@ -77,7 +79,7 @@ class RunState:
             self.ema.module.load_state_dict(content["ema"])
             self.ema.updates = content["ema_updates"]
             self.optimizer.load_state_dict(content["optimizer"])
-            self.scaler.load_state_dict(content["scaler"])
+            words = self._restore_scaler(content["scaler"])
             self.progress = Progress(**content["progress"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -86,6 +88,18 @@ class RunState:
             if "total_steps" in group:
                 group["total_steps"] = updates  # a larger --epochs stretches the sparsity ramp too
         self.losses = RunningLoss(self.losses.sums.device, self.progress)
+        return words
+
+    def _restore_scaler(self, saved: Content) -> str:
+        """Take over a loss scale; a line where only one of the run saved and this one has any. A new one starts high
+        and is halved until it fits, at the price of a few steps."""
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved)
+        elif saved:
+            return "the run was saved in float16 and goes on without: its loss scale is dropped"
+        elif self.scaler.is_enabled():
+            return "the run was saved without float16 and goes on with it: its loss scale starts anew"
+        return ""
 
 
 def check_resumable(content: Content, where: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from sp_yolo.data import Batch
 from sp_yolo.engine.finite import FiniteWatch, norms
@@ -22,7 +21,7 @@ from sp_yolo.losses import DetectionLoss, LossParts
 from sp_yolo.optim import SP
 from sp_yolo.runtime.checkpoint import LAST
 from sp_yolo.runtime.device import Compute
-from sp_yolo.runtime.distributed import World
+from sp_yolo.runtime.distributed import World, unexchanged
 from sp_yolo.runtime.folder import RunDir
 
 SMALLEST_SCALE = 2.0**-14  # of a float16 loss: when halving got here, it was not the scale that made gradients infinite
@@ -78,8 +77,7 @@ class TrainStep:
         if settings.multi_scale:
             images = rescale(images, settings.image_size, settings.stride, settings.seed, iteration)
         # Gradients are exchanged once per optimizer step, not once per accumulated batch.
-        waits = isinstance(self.network, DistributedDataParallel) and not plan.update
-        with self.network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+        with contextlib.nullcontext() if plan.update else unexchanged(self.network):
             with self.compute.autocast():
                 raw_maps = self.network(images)
                 loss, parts = self.loss(raw_maps, batch.targets, (images.shape[2], images.shape[3]))
@@ -88,8 +86,7 @@ class TrainStep:
         self.state.losses.add(parts)
         if plan.update:
             self._update(plan)
-            if self.state.scaler.is_enabled() and self.state.scaler.get_scale() < SMALLEST_SCALE:
-                self._refuse(["gradient at every float16 loss scale"], iteration, batch)
+            self._look_at_scale(batch)
         self.state.progress.iteration += 1
         return plan.update
 
@@ -103,7 +100,18 @@ class TrainStep:
             values = torch.cat((values, norms([gradient for _, gradient in found if gradient is not None])))
         self.watch.look(names, values, self.state.progress.iteration, batch)
 
+    def _look_at_scale(self, batch: Batch) -> None:
+        """With float16: has the loss scale been halved so often that it cannot be to blame?"""
+        scaler = self.state.scaler
+        if scaler.is_enabled():
+            # get_scale() would wait for the GPU.
+            scale = scaler.scale(torch.ones(1, device=self.compute.device))
+            lost = scale.masked_fill(scale < SMALLEST_SCALE, torch.nan)
+            self.watch.look(["gradient at every float16 loss scale"], lost, self.state.progress.iteration, batch)
+
     def _update(self, plan: StepPlan) -> None:
+        """Step, and move the average on. A step that float16 skips counts as one: the schedule follows the iteration,
+        and the average moves towards weights that have stayed as they were."""
         state = self.state
         set_rates(state.optimizer, plan, momentum=self.settings.momentum, betas=self.settings.betas)
         if self.settings.clip_norm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from sp_yolo.engine.inputs import to_input
 from sp_yolo.eval import CocoEvaluator
 from sp_yolo.losses import DetectionLoss
 from sp_yolo.models import DetectionModel
-from sp_yolo.runtime.device import Compute
+from sp_yolo.runtime.device import Compute, Stopwatch
 
 CONF_THRES, IOU_THRES = 0.001, 0.65
 COMPAT_IOU_THRES = 0.6  # of the original's validations while it trains
@@ -54,33 +53,31 @@ def validate(
     ``single_class`` takes every detection for class 0, whatever the model says (--single-cls).
     """
     sums = torch.zeros(3, device=compute.device)
-    seconds = {"inference": 0.0, "nms": 0.0}
+    watch = Stopwatch(compute.device, "inference", "nms")
     images = count = 0
     for index, batch in enumerate(batches):
-        started = time.perf_counter()
+        watch.mark()
         pixels = to_input(batch.images, compute)
         with compute.autocast():
             decoded, raw_maps = model(pixels, augment=augment)
         if loss is not None and raw_maps is not None:
             _, parts = loss(raw_maps, batch.targets, (pixels.shape[2], pixels.shape[3]))
             sums += torch.stack((parts.box, parts.obj, parts.cls)).to(sums)
-        inferred = time.perf_counter()
+        watch.mark("inference")
         if hybrid:
             decoded = _with_labels(decoded, batch)
         found = non_max_suppression(decoded, conf_thres, iou_thres, multi_label=multi_label)
         if single_class:
             for rows in found:
                 rows[:, 5] = 0
-        ended = time.perf_counter()
-        seconds["inference"] += inferred - started
-        seconds["nms"] += ended - inferred
+        watch.mark("nms")
         if on_batch is not None:
             on_batch(index, batch, found)
         evaluator.update(*to_original(batch, found))
         images += len(found)
         count += 1
     box, obj, cls = (sums / max(count, 1)).tolist()
-    return Validation(images, (box, obj, cls), seconds)
+    return Validation(images, (box, obj, cls), watch.seconds())
 
 
 def _with_labels(decoded: Tensor, batch: Batch) -> Tensor:

@@ -52,7 +52,7 @@ class CocoEvaluator:
         for image_id, rows in zip(image_ids, detections, strict=True):
             if image_id not in self._truth.images:
                 raise UserError(f"image id {image_id} is not in the ground truth ({len(self._truth.images)} images)")
-            values = rows.detach().to("cpu", torch.float64).numpy().reshape(-1, 6)
+            values = rows.detach().cpu().double().numpy().reshape(-1, 6)
             if not np.isfinite(values).all():
                 raise NonFiniteError(f"image id {image_id}: a detection is not finite: the weights are damaged")
             label = values[:, 5].astype(np.int64)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 from sp_yolo.export.end2end import NMS_INPUTS, EndToEnd, nms_inputs, reference_nms, with_nms
 from sp_yolo.models import DetectionModel, deploy, model_from_weights
+from sp_yolo.models.heads import place_cells
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
 OPSET = 17
@@ -195,6 +196,8 @@ def _write_torchscript(network: _Outputs, example: Tensor, path: Path) -> None:
     with warnings.catch_warnings():
         # Tracing warns of sizes (whether they are followed is what the check tells) and of its own age.
         warnings.simplefilter("ignore")
+        # A traced torch.arange keeps the device of the example for ever; a compiled one asks its input each time.
+        network.model.head.place_cells = torch.jit.script(place_cells)
         torch.jit.save(torch.jit.trace(network.eval(), example), str(path))
 
 

@@ -36,6 +36,18 @@ def merge_implicit(weight: Tensor, bias: Tensor, add: Tensor, scale: Tensor) -> 
     return weight * factor.view(-1, 1, 1, 1), (bias + (weight * add).sum((1, 2, 3))) * factor
 
 
+def place_cells(raw: Tensor, stride: int, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Corner of each cell of a map [B, na, ny, nx, no] less half a cell, and the stride: [1, na * ny * nx, 2] each.
+
+    In the part of the language that TorchScript knows, for :mod:`sp_yolo.export`.
+    """
+    na, ny, nx = raw.shape[1], raw.shape[2], raw.shape[3]
+    row = torch.arange(ny, device=raw.device, dtype=precision).view(ny, 1).expand(ny, nx)
+    column = torch.arange(nx, device=raw.device, dtype=precision).view(1, nx).expand(ny, nx)
+    offsets = (torch.stack((column, row), -1) - 0.5).expand(1, na, ny, nx, 2).reshape(1, -1, 2)
+    return offsets, torch.full_like(offsets, stride)
+
+
 class Detect(nn.Module):
     """One biased 1x1 convolution per level.
 
@@ -45,6 +57,7 @@ class Detect(nn.Module):
     """
 
     auxiliary = False  # whether training yields nl more maps, of auxiliary heads
+    place_cells = staticmethod(place_cells)
     anchors: Tensor
     anchor_grid: Tensor
 
@@ -107,13 +120,10 @@ class Detect(nn.Module):
         precision = torch.promote_types(maps[0].dtype, torch.float32)
         offsets, scales, sizes = [], [], []
         for level, raw in enumerate(maps):
-            ny, nx = raw.shape[2:4]
-            row = torch.arange(ny, device=raw.device, dtype=precision).view(ny, 1).expand(ny, nx)
-            column = torch.arange(nx, device=raw.device, dtype=precision).view(1, nx).expand(ny, nx)
-            cells = torch.stack((column, row), -1)
-            shape = (1, self.na, ny, nx, 2)
-            offsets.append((cells - 0.5).expand(shape).reshape(1, -1, 2))
-            scales.append(torch.full_like(offsets[-1], self.strides[level]))
+            offset, scale = self.place_cells(raw, self.strides[level], precision)
+            offsets.append(offset)
+            scales.append(scale)
+            shape = (1, self.na, *raw.shape[2:4], 2)
             sizes.append(self.anchor_grid[level].to(precision).expand(shape).reshape(1, -1, 2))
         flat = torch.cat([raw.reshape(raw.shape[0], -1, self.no) for raw in maps], 1).to(precision).sigmoid()
         xy = (flat[..., 0:2] * 2 + torch.cat(offsets, 1)) * torch.cat(scales, 1)

@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep_previous: bool 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({**content, "format": FORMAT}, file)
+            torch.save(_on_cpu({**content, "format": FORMAT}), file)
             file.flush()
             os.fsync(file.fileno())
         _verify(temporary, from_disk=True)
@@ -46,6 +46,17 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep_previous: bool 
     finally:  # also after a second Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _on_cpu(content: Any) -> Any:
+    """``content`` without a word of the device it lived on: torch.load opens the file on any machine."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        return {key: _on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_on_cpu(value) for value in content)
+    return content
 
 
 def _verify(path: Path, *, from_disk: bool = False) -> None:

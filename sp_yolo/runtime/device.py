@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
+import os
 import sys
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +44,36 @@ class Compute:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+class Stopwatch:
+    """Seconds of the ``stages`` of a loop, a GPU's by events: it waits for none before :meth:`seconds`.
+
+    A GPU's work is only queued when a call returns: a clock of the host would give it to the stage that waits for it.
+    """
+
+    def __init__(self, device: torch.device, *stages: str) -> None:
+        self._stages = stages
+        self._event: Any = {"cuda": torch.cuda.Event, "mps": torch.mps.Event}.get(device.type)
+        self._marks: list[tuple[str, Any]] = []
+
+    def mark(self, stage: str = "") -> None:
+        """``stage`` ends here, and began at the mark before; "": what came before is nobody's."""
+        moment: Any = time.perf_counter()
+        if self._event:
+            moment = self._event(enable_timing=True)
+            moment.record()
+        self._marks.append((stage, moment))
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, all its turns together."""
+        if self._event and self._marks:
+            self._marks[-1][1].synchronize()
+        sums = dict.fromkeys(self._stages, 0.0)
+        for (_, begun), (stage, ended) in itertools.pairwise(self._marks):
+            if stage:
+                sums[stage] += begun.elapsed_time(ended) / 1000 if self._event else ended - begun
+        return sums
+
+
 def _cpu_has_bf16() -> bool:
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
@@ -61,46 +95,58 @@ def keep_freed_memory() -> bool:
 
 
 def select_device(text: str, local_rank: int = 0, processes: int = 1) -> torch.device:
-    """The device of ``--device``: '' picks CUDA when there is one, 'cpu', an index ('0', 'cuda:1'), 'mps'.
+    """The device of ``--device``: '' picks CUDA when there is one, 'cpu', 'mps', GPUs ('0', 'cuda', 'cuda:1', '0, 1').
 
-    Of several ``processes`` each takes the GPU at its ``local_rank``, of the list ('0,1') or of all.
+    Of several ``processes`` each takes the GPU at its ``local_rank``, of those named or of all; the one GPU that there
+    is where a launcher shows each process its own.
 
     Raises:
         UserError: words that name no device, or not one for each process. EnvironmentFault: the device is not there.
     """
-    name = text.strip().lower().removeprefix("cuda:")
-    if name == "cpu" or (name == "" and not torch.cuda.is_available()):
+    names = [name.strip().removeprefix("cuda:") for name in text.lower().split(",")]
+    if names == ["cpu"] or (names == [""] and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if name == "mps":
+    if names == ["mps"]:
+        if processes > 1:
+            raise UserError("--device mps: an Apple GPU serves one process")
         if not torch.backends.mps.is_available():
             raise EnvironmentFault("--device mps: no Apple GPU is available to torch")
         return torch.device("mps")
-    indices = name.split(",")
-    if name in ("", "cuda"):
-        indices = [str(index) for index in range(torch.cuda.device_count() if processes > 1 else 1)]
-    if not all(index.isdecimal() for index in indices):
-        raise UserError(f"--device {text}: expected cpu, mps, or a GPU number such as 0")
-    if processes == 1 and len(indices) > 1:
-        start = f"python -m torch.distributed.run --nproc-per-node {len(indices)} train_sp.py"
-        raise UserError(f"--device {text}: each GPU needs a process of its own, start them with: {start}")
-    if local_rank >= len(indices):
-        raise UserError(f"--device {text}: {len(indices)} GPUs, none for process {local_rank} of this machine")
-    index = int(indices[local_rank])
-    if index >= torch.cuda.device_count():
-        raise EnvironmentFault(f"--device {text}: {torch.cuda.device_count()} CUDA devices are available to torch")
+    present = torch.cuda.device_count()
+    if names in ([""], ["cuda"]):
+        names = [str(index) for index in range(present if processes > 1 else 1)]
+    if not all(name.isdecimal() for name in names):
+        raise UserError(f"--device {text}: expected cpu, mps, or a GPU number such as 0 (of those torch is shown)")
+    if processes == 1 and len(names) > 1:
+        start = f"python -m torch.distributed.run --nproc-per-node {len(names)} train_sp.py ..."
+        raise UserError(f"--device {text}: a process takes one GPU; to train on all of them: {start}")
+    if processes > 1 and present == 1:
+        return torch.device("cuda", 0)  # two processes that share it in truth are found out by nccl
+    if local_rank >= len(names):
+        raise UserError(f"--device {text}: {len(names)} GPUs, none for process {local_rank} of this machine")
+    index = int(names[local_rank])
+    if index >= present:
+        raise EnvironmentFault(f"--device {text}: {present} CUDA devices are available to torch")
     return torch.device("cuda", index)
 
 
-def select_compute(device_text: str, amp_text: str, local_rank: int = 0, processes: int = 1) -> Compute:
-    """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``."""
+def select_compute(
+    device_text: str, amp_text: str, local_rank: int = 0, processes: int = 1, *, deterministic: bool = False
+) -> Compute:
+    """Device and autocast type for ``--device`` and ``--amp auto|off|bf16|fp16``.
+
+    ``deterministic``: a GPU gives the same bits each time too, or refuses; see :func:`_make_deterministic`.
+    """
     device = select_device(device_text, local_rank, processes)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for libraries that are not told
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)  # of this run, not of one before it in this process
         torch.backends.cudnn.benchmark = True  # the sizes of a run's batches are few: each is worth a search
-        fast: torch.dtype | None = (
-            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        )
+        if deterministic:
+            _make_deterministic()
         where = torch.cuda.get_device_name(device)
+        fast = _fast_type(where)
     else:
         keep_freed_memory()
         fast = torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
@@ -108,5 +154,29 @@ def select_compute(device_text: str, amp_text: str, local_rank: int = 0, process
     if amp_text == "fp16" and device.type != "cuda":
         raise UserError(f"--amp fp16: needs a CUDA device, this run uses {device.type}")
     amp: torch.dtype | None = {"auto": fast, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp_text]
-    words = "float32" if amp is None else f"autocast {str(amp).removeprefix('torch.')}"
-    return Compute(device, amp, f"{where}, {words}, channels_last")
+    words = f"autocast {str(amp).removeprefix('torch.')}" if amp else _full_precision(device)
+    same = ", deterministic" if deterministic and device.type == "cuda" else ""
+    return Compute(device, amp, f"{where}, {words}, channels_last{same}")
+
+
+def _fast_type(name: str) -> torch.dtype | None:
+    """What ``--amp auto`` is on the GPU of this ``name``: float16 gives NaN in convolutions of the GTX 16 series."""
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return None if "GTX 16" in name else torch.float16
+
+
+def _full_precision(device: torch.device) -> str:
+    """What ``--amp off`` is. torch rounds what cuDNN multiplies to TF32 (10 bits) where the GPU has it; so be it."""
+    rounds = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "float32 with TF32 convolutions" if rounds else "float32"
+
+
+def _make_deterministic() -> None:
+    """Only operations that give the same bits each time; torch raises RuntimeError for one that has no such form.
+
+    Source: https://pytorch.org/docs/stable/notes/randomness.html
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # its choice hangs on what was faster at the time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,7 +48,8 @@ def join_world() -> World:
     if size == 1:
         return World()
     if not dist.is_initialized():
-        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        gpu = "nccl" if dist.is_nccl_available() else "gloo"  # Windows has no nccl
+        backends = f"cpu:gloo,cuda:{gpu}" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backends, timeout=LONGEST_WAIT)
     return world
 
@@ -65,6 +67,15 @@ def share(model: nn.Module, world: World, device: torch.device, *, sync_bn: bool
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def unexchanged(network: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Within it backward sums the gradients of ``network`` up where they are, and tells no other process.
+
+    ``network``: of :func:`share`, compiled or not; one that exchanges nothing has nothing to hold back.
+    """
+    wrapped: Any = getattr(network, "_orig_mod", network)  # torch.compile's wrapper is no DistributedDataParallel
+    return wrapped.no_sync() if hasattr(wrapped, "no_sync") else contextlib.nullcontext()
 
 
 def copy_from_main(model: nn.Module, world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # Neither has a type of its own in torch.
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "Insufficient memory")
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
 _RANK_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -37,18 +38,40 @@ def explained(batch_size: int, image_size: int, processes: int) -> Iterator[None
         raise
     except RuntimeError as error:  # torch.OutOfMemoryError and torch.distributed's errors are such
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(word in text for word in _MEMORY_WORDS):
+        if is_out_of_memory(error):
             raise EnvironmentFault(_memory_words(batch_size, image_size, text)) from None
+        if _NOT_DETERMINISTIC in text:
+            raise EnvironmentFault(
+                f"--deterministic: {text.partition(_NOT_DETERMINISTIC)[0]}: torch has no such form"
+            ) from None
+        if "Duplicate GPU detected" in text:
+            raise EnvironmentFault("two processes were given one GPU: start as many as there are GPUs") from None
         if processes > 1 and any(word in text for word in _RANK_WORDS):
             raise EnvironmentFault(_rank_words(text)) from None
         raise
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: the machine's, the GPU's, that of a library on it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
+
+
+def out_of_memory_words(error: BaseException, flags: Sequence[str]) -> str:
+    """One line about ``error``, of a command that needs less memory with a smaller value of one of its ``flags``."""
+    advice = f": try a smaller {' or '.join(flags)}" if flags else ""
+    return f"out of memory{_asked_for(str(error))}{advice}"
+
+
 def _memory_words(batch_size: int, image_size: int, text: str) -> str:
     smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else f"--img-size {max(image_size // 64 * 32, 32)}"
+    return f"out of memory at --batch-size {batch_size} and --img-size {image_size}{_asked_for(text)}: try {smaller}"
+
+
+def _asked_for(text: str) -> str:
     asked = text.partition("ried to allocate ")[2].partition(". ")[0]
-    reason = f" (asked for {asked})" if asked else ""
-    return f"out of memory at --batch-size {batch_size} and --img-size {image_size}{reason}: try {smaller}"
+    return f" (asked for {asked})" if asked else ""
 
 
 def _rank_words(text: str) -> str:

@@ -111,20 +111,20 @@ class _Run:
         """Train one pass; returns its record, the loss and accuracy on the validation split among it."""
         self.model.train()
         started = time.perf_counter()
-        loss_sum, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        loss_sum, count = 0.0, 0
         train, config = self.splits.train, self.config
         augmented = train.images.shape[1] == 3 if config.augment is None else config.augment
         order = batches(train, config.batch_size, seed=config.seed, epoch=epoch, augmented=augmented)
         for number, (images, labels) in enumerate(order):
             iteration = epoch * self.schedule.batches_per_epoch + number
             loss = self._step(iteration, self._normalised(images), labels.to(self.device))
-            loss_sum += loss.double() * len(labels)
+            loss_sum += loss * len(labels)
             count += len(labels)
         rate = count / (time.perf_counter() - started)
         val_loss, val_accuracy = self.measure(self.splits.val)
         return {
             "epoch": epoch,
-            "train_loss": float(loss_sum) / count,
+            "train_loss": loss_sum / count,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "lr": {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups},
@@ -132,20 +132,21 @@ class _Run:
             "images_per_second": rate,
         }
 
-    def _step(self, iteration: int, images: Tensor, labels: Tensor) -> Tensor:
+    def _step(self, iteration: int, images: Tensor, labels: Tensor) -> float:
         lr0, clip_norm = self.recipe.optimizer.lr0, self.recipe.optimizer.clip_norm
         plan = self.schedule.at(iteration, {group["name"]: lr0 for group in self.optimizer.param_groups})
         set_rates(self.optimizer, plan)
         logits = self.model(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.loss.label_smoothing)
-        if not torch.isfinite(loss):
+        found = float(loss.detach())
+        if not math.isfinite(found):
             raise NonFiniteError(f"the loss is not finite at step {iteration} (lr0 {lr0:g})")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
-        return loss.detach()
+        return found
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (value.to(self.device)[:, None, None] for value in (self.splits.mean, self.splits.std))
