@@ -33,8 +33,9 @@ def model_size(model: DetectionModel) -> str:
 def choose_recipe(options: RecipeOptions, model: DetectionModel) -> ChosenRecipe:
     """``--hyp``, or the recipe of this optimizer and model size, with what ``--set`` overrides."""
     size = model_size(model)
-    name = options.hyp or (f"hyp.scratch.{size}.yaml" if options.compat else find_optimizer(options.optimizer).hyp)
-    overrides = dict(options.overrides)
+    entry = find_optimizer(options.optimizer, options.opt)
+    name = options.hyp or (f"hyp.scratch.{size}.yaml" if options.compat else entry.hyp)
+    overrides = {**({} if options.hyp or options.compat else entry.detector), **options.overrides}
     if options.label_smoothing:
         overrides["label_smoothing"] = options.label_smoothing
     return ChosenRecipe(str(find_file(name, "hyp")), load_recipe(name, overrides, size=size))
