@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sp_yolo.config import Rule, option
 from sp_yolo.config.options import optional
-from sp_yolo.errors import EnvironmentFault, StorageError
+from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.experiments.classify.settings import ClassifyData, ClassifyTraining
-from sp_yolo.experiments.compare.cells import run_cells
+from sp_yolo.experiments.compare.cells import local_pool, run_all
+from sp_yolo.experiments.compare.execute import Result
+from sp_yolo.experiments.compare.quick import quick
 from sp_yolo.experiments.compare.report import choose, write_report
-from sp_yolo.experiments.compare.study import Study, Variant, final_cells, load_study, make_study, quick, tuning_cells
+from sp_yolo.experiments.compare.store import take_in
+from sp_yolo.experiments.compare.study import (
+    Cell,
+    Study,
+    Variant,
+    final_cells,
+    load_study,
+    make_study,
+    tuning_cells,
+)
+from sp_yolo.experiments.compare.trials import TUNINGS
 
 EXAMPLES = """
   {prog} studies/mnist-1000.yaml --jobs 2
@@ -26,17 +40,19 @@ EXAMPLES = """
 class CompareOptions:
     """Study."""
 
-    study: str = option("", "YAML such as studies/mnist-1000.yaml", "study")
+    studies: tuple[str, ...] = option(
+        (), "YAML such as studies/mnist-1000.yaml; several: one page about all", "studies"
+    )
     optimizers: str = option("", "names with commas (default: the study's variants, or sp,sgd,adamw)")
     seeds: int | None = option(
         None, "runs of each optimizer for the table, with the seeds 0, 1, ... (default: the study's, or 5)"
     )
-    tuning_seeds: int | None = option(
-        None, "runs of each learning rate that is tried before that (default: the study's, or 2)"
-    )
+    tuning_seeds: int | None = option(None, "runs of each trial before that (default: the study's, or 2)")
+    tuning: str | None = option(None, "what is tried (default: the study's)", rule=Rule(words=TUNINGS))
     quick: bool = option(False, "the same in miniature, to see that it works")
     jobs: int = option(1, "processes that share the runs", rule=Rule(1))
     project: str = option("runs/compare", "folder of results")
+    cells: tuple[str, ...] = option((), "results from elsewhere, not to be run again", metavar="CSV")
     name: str = option("", "folder below --project (default: the study's name)")
 
 
@@ -54,41 +70,69 @@ OPTIONS = (CompareOptions, DetectionOptions, optional(ClassifyData), optional(Cl
 
 
 def run(options: CompareOptions, *parts: object) -> int:
-    """Run what is missing of the study, write its report, print the table; returns the exit code.
+    """Run what is missing of the studies, write their reports, print the tables; returns the exit code.
 
     Raises:
-        UserError: the study, the data or a flag is wrong.
+        UserError: a study, the data or a flag is wrong.
     """
-    study = the_study(options, *parts)
-    folder = Path(options.project) / (options.name or study.name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror}") from None
-    print(f"{study.name}: {len(tuning_cells(study))} runs to tune, then {study.seeds * len(study.variants)}; {folder}")
-    tuning = run_cells(tuning_cells(study), folder, options.jobs)
-    final = run_cells(final_cells(study, choose(study, tuning)), folder, options.jobs)
+    studies = [the_study(path, options, *parts) for path in options.studies or ("",)]
+    folders = _folders(options, studies)
+    for study, folder in zip(studies, folders, strict=True):
+        taken = take_in([Path(path) for path in options.cells], folder)
+        tune, measure = len(tuning_cells(study)), study.seeds * len(study.variants)
+        print(
+            f"{study.name}: {tune} runs to tune, then {measure}; {folder}" + f"; {taken} from elsewhere" * bool(taken)
+        )
     command = f"sp-yolo {shlex.join(sys.argv[1:])}"
-    try:
-        write_report(study, tuning, final, folder, command)
-    except EnvironmentFault as fault:
-        print(fault)
-    print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"results in {folder}: report.md, cells.csv, curves.png, losses.png, lr.png")
+    with local_pool(options.jobs) as pool:
+        tuning = _results(studies, folders, [tuning_cells(study) for study in studies], pool)
+        chosen = [choose(study, own) for study, own in zip(studies, tuning, strict=True)]
+        wanted = [final_cells(study, own) for study, own in zip(studies, chosen, strict=True)]
+        final = _results(studies, folders, wanted, pool)
+    for study, folder, tuned, measured in zip(studies, folders, tuning, final, strict=True):
+        try:
+            write_report(study, tuned, measured, folder, command)
+        except EnvironmentFault as fault:
+            print(fault)
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        print(f"results in {folder}: report.md, cells.csv, curves.png, losses.png, lr.png")
     return 0
 
 
-def the_study(options: CompareOptions, *parts: object) -> Study:
-    """The study of the file and the flags; a flag wins over the file."""
+def _folders(options: CompareOptions, studies: list[Study]) -> list[Path]:
+    """A folder for each study, made."""
+    if len({study.name for study in studies}) < len(studies):
+        raise UserError("the studies need different names: " + " ".join(study.name for study in studies))
+    project = Path(options.project) / (options.name if len(studies) > 1 else "")
+    folders = [project / ((options.name if len(studies) == 1 else "") or study.name) for study in studies]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be made: {error.strerror}") from None
+    return folders
+
+
+def _results(
+    studies: list[Study], folders: list[Path], cells: list[list[Cell]], pool: Executor | None
+) -> list[list[Result]]:
+    """The results of each study's cells; those of all studies are run side by side."""
+    pairs = [(cell, folder) for own, folder in zip(cells, folders, strict=True) for cell in own]
+    found = iter(run_all(pairs, pool=pool))
+    return [[next(found) for _ in own] for own in cells]
+
+
+def the_study(path: str, options: CompareOptions, *parts: object) -> Study:
+    """The study of the file, "" for none, and the flags; a flag wins over the file."""
     given = {key: value for part in parts for key, value in vars(part).items() if value is not None}
     overrides = given.pop("overrides", {})
-    if options.study:
-        base = load_study(options.study)
+    if path:
+        base = load_study(path)
     else:
         task = "detect" if any(key in given for key in vars(DetectionOptions())) else "classify"
         base = Study("compare", task, {}, {}, (), "", 5, 2)
     names = options.optimizers or ("" if base.variants else "sp,sgd,adamw")
-    variants = [Variant(name, name, (), {}, own_grid=False) for name in names.split(",") if name]
+    variants = [Variant(name, name) for name in names.split(",") if name]
     study = make_study(
         base.name,
         task=base.task,
@@ -98,5 +142,6 @@ def the_study(options: CompareOptions, *parts: object) -> Study:
         baseline="" if variants else base.baseline,
         seeds=base.seeds if options.seeds is None else options.seeds,
         tuning_seeds=base.tuning_seeds if options.tuning_seeds is None else options.tuning_seeds,
+        tuning=dataclasses.replace(base.tuning, how=options.tuning or base.tuning.how),
     )
     return quick(study) if options.quick else study

@@ -166,8 +166,8 @@ def check_hyperparameter(key: str, value: Any, where: str, known: Iterable[str] 
         raise UserError(f"{where}: {key} = {repr(value)[:80]}: {error}") from None
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """``["lr0=0.1", ...]`` of the command line's ``--set`` as a dict; values are read like YAML scalars.
+def parse_assignments(assignments: Iterable[str], flag: str = "--set") -> dict[str, Any]:
+    """``["lr0=0.1", ...]`` of the command line's ``flag`` as a dict; values are read like YAML scalars.
 
     Raises:
         UserError: an item is not of the form KEY=VALUE.
@@ -177,7 +177,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UserError(f"--set {' '.join(item.split())[:80]}: expected KEY=VALUE")
+            raise UserError(f"{flag} {' '.join(item.split())[:80]}: expected KEY=VALUE")
         result[key] = text
         if key != "root":  # a path, whatever it looks like
             with contextlib.suppress(ValueError):  # what looks like a list or a date and is none

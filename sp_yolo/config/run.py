@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from sp_yolo.errors import UserError
 
 AT_LEAST_1, AT_LEAST_0, SIZE = Rule(1), Rule(0), Rule(1, 8192)
 SAVE_EVERY = 10.0  # minutes
+OPTIMIZER_WORDS = "sp, sgd, adam, adamw, muon, a class of torch.optim, timm:NAME, pytorch_optimizer:NAME, module:Class"
+read_arguments = functools.partial(parse_assignments, flag="--opt")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ class RecipeOptions:
     overrides: Mapping[str, Any] = option(
         {}, "override a hyperparameter; repeatable", "--set", metavar="KEY=VALUE", repeated=True, read=parse_assignments
     )
-    optimizer: str = option("sp", "sp, sgd, adam, adamw, or a class of torch.optim")
+    optimizer: str = option("sp", OPTIMIZER_WORDS)
+    opt: Mapping[str, Any] = option(
+        {}, "argument of the optimizer's class; repeatable", metavar="KEY=VALUE", repeated=True, read=read_arguments
+    )
     adam: bool = option(False, "same as --optimizer adam")
     linear_lr: bool = option(False, "linear instead of cosine schedule")
     label_smoothing: float = option(
@@ -104,6 +110,7 @@ class FolderOptions:
     save_every: float = option(
         SAVE_EVERY, "save within epochs too (default 10; 0: off)", rule=Rule(0, 1e6), metavar="MINUTES", on_resume=True
     )
+    noplots: bool = option(False, "no pictures, no report.html", on_resume=True)
     quiet: bool = option(False, "no progress bar, one line per epoch", on_resume=True)
 
 
@@ -142,7 +149,8 @@ class Config(ModelOptions, DataOptions, RecipeOptions, LoopOptions, FolderOption
         if values.get("compat"):
             values.setdefault("optimizer", "sgd")
         if "optimizer" in values:
-            values["optimizer"] = str(values["optimizer"]).lower()
+            name = str(values["optimizer"])
+            values["optimizer"] = name if ":" in name else name.lower()
         sizes = values.get("img_size")
         if sizes is not None:
             sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)

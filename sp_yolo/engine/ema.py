@@ -60,3 +60,9 @@ class ModelEma(Generic[Model]):
             for average, param in zip(self.module.parameters(), model.parameters(), strict=True):
                 if param in held:
                     average.mul_(held[param])
+
+    @torch.no_grad()
+    def take(self, model: nn.Module) -> None:
+        """Be a copy of ``model``, whose optimizer averages already."""
+        for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
+            average.copy_(value)

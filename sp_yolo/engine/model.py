@@ -22,7 +22,7 @@ from sp_yolo.errors import UserError
 from sp_yolo.models import DetectionModel, build_model, follow_names, model_from_weights, read_checkpoint
 from sp_yolo.models.heads import IDetect
 from sp_yolo.models.weights.origins import missing_words
-from sp_yolo.models.weights import read_model_file, transfer
+from sp_yolo.models.weights.transfer import read_model_file, transfer
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def choose_recipe(options: RecipeOptions, model: DetectionModel) -> ChosenRecipe
     Raises:
         UserError: a file or value is wrong; an optimizer without a recipe for detectors.
     """
-    size, entry = model_size(model), find_optimizer(options.optimizer)
+    size, entry = model_size(model), find_optimizer(options.optimizer, options.opt)
     name = options.hyp or (f"hyp.scratch.{size}.yaml" if options.compat else entry.hyp)
     if not name:
         raise UserError(f"--optimizer {options.optimizer}: has no recipe for detectors, give one by --hyp")
@@ -78,11 +78,11 @@ def _left_out(name: str, keys: Sequence[str], base: str) -> list[str]:
 
 
 def _own_rate(optimizer: str, own: float, given: float | None, name: str) -> tuple[float, str]:
-    """lr0 of a class of torch.optim without a recipe, whose default is ``own``: ``given`` in the file ``name`` or that
+    """lr0 of an optimizer without a recipe, whose default is ``own``: ``given`` in the file ``name`` or that
     default; and in words which."""
     if given is not None:
-        return given, f"lr0 {given:g} is from {name}; the default of torch's {optimizer} is {own:g}"
-    return own, f"lr0 {own:g} is the default of torch's {optimizer}, all else is from {name}; --set lr0=X changes it"
+        return given, f"lr0 {given:g} is from {name}; the default of {optimizer} is {own:g}"
+    return own, f"lr0 {own:g} is the default of {optimizer}, all else is from {name}; --set lr0=X changes it"
 
 
 def _rate_of_sgd(name: str, given: float | None, original: float, own_name: str, own: float) -> list[str]:

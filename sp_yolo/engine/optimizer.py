@@ -1,10 +1,11 @@
-"""The one table of optimizers, and the one builder: SP, those people compare it with, or any class of torch.optim."""
+"""The one table of optimizers, and the one builder: SP, those people compare it with, or any of another package."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 
 from sp_yolo.config import OptimizerRecipe
+from sp_yolo.engine.foreign import ForeignOptimizer, find_foreign, require_usable, torch_classes
 from sp_yolo.engine.schedule import StepPlan
 from sp_yolo.errors import UserError
 from sp_yolo.optim import DEFAULTS, SP, build_param_groups
 
 Groups = list[dict[str, Any]]
+Keywords = Mapping[str, Any]
 # Learning rates that a classifier is tuned over: half-decade steps over two and a half decades.
 _LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
 
@@ -25,21 +28,25 @@ _LOW, _WIDE = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 0.01, 0.0316), (0.01, 0.0316, 0.1, 
 class OptimizerEntry:
     """One optimizer by name.
 
-    ``make(groups, recipe)``: builds it over the groups of ``build_param_groups``. ``hyp``: its recipe in hyp/ for
-    detectors, "" where it has none. ``classifier``: its hyperparameters for classifiers where they differ from what all
-    share; ``grid``: the learning rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the first
-    of its betas. ``own_lr``: its own default, where ``hyp`` was made for another optimizer.
+    ``make(groups, recipe, keywords)``: builds it over the groups of ``build_param_groups``. ``hyp``: its recipe in hyp/
+    for detectors, "" where it has none. ``classifier``: its hyperparameters for classifiers where they differ from what
+    all share; ``grid``: the learning rates that one is tuned over. ``momentum``: the recipe's is its momentum, or the
+    first of its betas. ``own_lr``: its own default, where ``hyp`` was made for another optimizer. ``schedule_free``: it
+    needs a constant rate and averages the weights itself.
     """
 
-    make: Callable[[Groups, OptimizerRecipe], torch.optim.Optimizer]
+    make: Callable[[Groups, OptimizerRecipe, Keywords], torch.optim.Optimizer]
     hyp: str
     classifier: dict[str, Any]
     grid: tuple[float, ...]
     momentum: bool = True
     own_lr: float | None = None
+    schedule_free: bool = False
 
 
-def _make_sp(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+def _make_sp(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
+    if keywords:
+        raise UserError(f"--opt {next(iter(keywords))}: SP's settings are the recipe's sp_*: --set sp_...=...")
     robust = recipe.sp_mode == "robust"
     return SP(
         groups,
@@ -63,16 +70,19 @@ def _without_sp(groups: Groups) -> Groups:
     return [{key: group[key] for key in ("params", "name", "weight_decay")} for group in groups]
 
 
-def _make_sgd(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(_without_sp(groups), lr=recipe.lr0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+def _make_sgd(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
+    own: dict[str, Any] = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0, **keywords}
+    return torch.optim.SGD(_without_sp(groups), lr=recipe.lr0, **own)
 
 
-def _make_adam(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.Adam(_without_sp(groups), lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+def _make_adam(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
+    own: dict[str, Any] = {"betas": (recipe.momentum, 0.999), **keywords}
+    return torch.optim.Adam(_without_sp(groups), lr=recipe.lr0, **own)
 
 
-def _make_adamw(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(_without_sp(groups), lr=recipe.lr0, betas=(recipe.momentum, 0.999))
+def _make_adamw(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
+    own: dict[str, Any] = {"betas": (recipe.momentum, 0.999), **keywords}
+    return torch.optim.AdamW(_without_sp(groups), lr=recipe.lr0, **own)
 
 
 # A classifier has SP's own defaults, for sp-paper the lr and sigma of its authors' example, for AdamW its usual decay.
@@ -89,45 +99,53 @@ OPTIMIZERS = {
 }
 
 
-def find_optimizer(name: str) -> OptimizerEntry:
-    """The entry of ``name``: of the table, or a class of torch.optim with its own defaults.
+def find_optimizer(name: str, keywords: Keywords | None = None) -> OptimizerEntry:
+    """The entry of ``name``: of the table, or one of another package with its own defaults (see ``find_foreign``).
+
+    ``keywords``: arguments of its class (``--opt``). What is not of the table is tried on a few weights first.
 
     Raises:
-        UserError: neither, with the nearest names.
+        UserError: neither, with the nearest names; one that training cannot be done with.
+        EnvironmentFault: its package is not installed.
     """
     if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
-    classes = _torch_classes()
-    if name.lower() in classes:
-        return _entry_of(name, classes[name.lower()])
-    near = difflib.get_close_matches(name.lower(), [*OPTIMIZERS, *classes], n=3)
+        return _with_keywords(name, OPTIMIZERS[name], keywords or {})
+    found = find_foreign(name)
+    if found is not None:
+        require_usable(found, keywords or {})
+        return _entry_of(found)
+    near = difflib.get_close_matches(name.lower(), [*OPTIMIZERS, *torch_classes()], n=3)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise UserError(f"--optimizer {name}: not {', '.join(OPTIMIZERS)} or the name of a class in torch.optim{hint}")
+    raise UserError(
+        f"--optimizer {name}: not {', '.join(OPTIMIZERS)}, the name of a class in torch.optim, timm:NAME, "
+        f"pytorch_optimizer:NAME or module:Class{hint}"
+    )
 
 
-def _torch_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    found = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
-    useless = (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes sparse gradients only
-    return {
-        name: kind
-        for name, kind in found.items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind not in useless
-    }
+def _with_keywords(name: str, entry: OptimizerEntry, keywords: Keywords) -> OptimizerEntry:
+    """An entry of the table that was given arguments of its class; a momentum among them stays as it is."""
+    if not keywords:
+        return entry
+    weight = nn.Parameter(torch.zeros(2, 2))
+    try:
+        entry.make([{"params": [weight], "name": "head", "weight_decay": 0.0}], OptimizerRecipe(), keywords)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None
+    return dataclasses.replace(entry, momentum=entry.momentum and not {"betas", "momentum"} & set(keywords))
 
 
-def _entry_of(name: str, kind: type[torch.optim.Optimizer]) -> OptimizerEntry:
-    """A class of torch.optim, built from a learning rate alone; a classifier has its own, and a decade to each side."""
-    default = inspect.signature(kind).parameters["lr"].default
-    lr = float(default) if isinstance(default, int | float) else 0.01
-
-    def make(groups: Groups, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-        try:
-            return kind(_without_sp(groups), lr=recipe.lr0)  # type: ignore[call-arg]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--optimizer {name}: {str(error).splitlines()[0]}") from None
-
-    grid = tuple(float(f"{lr * 10 ** (half / 2):.3g}") for half in range(-2, 3))
-    return OptimizerEntry(make, "sgd.yaml", {"lr0": lr}, grid, momentum=False, own_lr=lr)
+def _entry_of(found: ForeignOptimizer) -> OptimizerEntry:
+    """One of another package, built from a learning rate; a classifier has its own, and a decade to each side."""
+    lr = 0.01 if math.isnan(found.lr) else found.lr
+    return OptimizerEntry(
+        lambda groups, recipe, keywords: found.build(groups, recipe.lr0, keywords),
+        "sgd.yaml",
+        {"lr0": lr},
+        tuple(float(f"{lr * 10 ** (half / 2):.3g}") for half in range(-2, 3)),
+        momentum=False,
+        own_lr=lr,
+        schedule_free=found.schedule_free,
+    )
 
 
 def build_optimizer(
@@ -137,15 +155,16 @@ def build_optimizer(
     *,
     weight_decay: float,
     total_steps: int,
+    keywords: Keywords | None = None,
     check_finite: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimizer called ``name`` over the groups backbone, head, bias (index 2) and norm of ``model``.
 
     ``weight_decay``: scaled to the batch. ``total_steps``: optimizer steps of the run, the length of SP's sparsity
-    ramp. ``check_finite``: whether SP looks at the gradients itself.
+    ramp. ``keywords``: arguments of its class. ``check_finite``: whether SP looks at the gradients itself.
 
     Raises:
-        UserError: see :func:`find_optimizer`; one that cannot be built from a learning rate alone.
+        UserError: see :func:`find_optimizer`.
     """
     groups = build_param_groups(
         model,
@@ -155,7 +174,7 @@ def build_optimizer(
         total_steps=total_steps,
         check_finite=check_finite,
     )
-    return find_optimizer(name).make(groups, recipe)
+    return find_optimizer(name, keywords).make(groups, recipe, keywords or {})
 
 
 def set_rates(optimizer: torch.optim.Optimizer, plan: StepPlan, *, momentum: bool = True, betas: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,12 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
         if config.compat:
             plan.model.half().float()  # as the original
         plan.model.to(plan.compute.device).to(memory_format=torch.channels_last)
-        length = fit_to_run(plan.recipe, **_course(plan, train), compat=config.compat)
-        schedule = make_schedule(
-            plan.recipe, length, **_course(plan, train), linear=config.linear_lr, compat=config.compat
-        )
+        course = _course(plan, train)
+        length = fit_to_run(plan.recipe, **course, compat=config.compat)
+        schedule = make_schedule(plan.recipe, length, **course, linear=config.linear_lr, compat=config.compat)
+        if find_optimizer(config.optimizer, config.opt).schedule_free:
+            schedule = dataclasses.replace(schedule, lrf=1.0)
+            plan.say(f"{config.optimizer}: constant rate after the warm-up, its own average of the weights")
         state = _start_state(plan, train, length, schedule)
         loss, val_loss = _build_losses(plan)
         network = _wrap(plan)
@@ -217,6 +220,7 @@ def _start_state(plan: Plan, train: TrainingSplit, length: RunLength, schedule: 
             plan.recipe.optimizer,
             weight_decay=length.weight_decay,
             total_steps=schedule.updates(),
+            keywords=plan.config.opt,
             check_finite=False,  # TrainStep looks, and stops the run
         ),
         ema=ModelEma(plan.model, length.ema_decay, length.ema_ramp, average_buffers=length.average_buffers),
@@ -248,7 +252,7 @@ def _wrap(plan: Plan) -> nn.Module:
 
 def _step_settings(plan: Plan) -> StepSettings:
     config, recipe = plan.config, plan.recipe.optimizer
-    momentum = find_optimizer(config.optimizer).momentum
+    entry = find_optimizer(config.optimizer, config.opt)
     return StepSettings(
         image_size=plan.size.train,
         stride=plan.stride,
@@ -257,8 +261,9 @@ def _step_settings(plan: Plan) -> StepSettings:
         quad=config.quad,
         lr0=recipe.lr0,
         clip_norm=recipe.clip_norm,
-        momentum=momentum,
-        betas=momentum and not config.compat,
+        momentum=entry.momentum,
+        betas=entry.momentum and not config.compat,
+        schedule_free=entry.schedule_free,
     )
 
 

@@ -32,6 +32,7 @@ class StepSettings:
     """``image_size`` px and ``stride``, of which the sizes of ``multi_scale`` are multiples; ``seed`` draws them.
 
     ``clip_norm``: 0 does not clip. ``momentum``, ``betas``: whether the schedule sets the optimizer's.
+    ``schedule_free``: the optimizer averages the weights itself.
     """
 
     image_size: int
@@ -43,6 +44,7 @@ class StepSettings:
     clip_norm: float
     momentum: bool
     betas: bool
+    schedule_free: bool
 
 
 class TrainStep:
@@ -120,7 +122,8 @@ class TrainStep:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.model, state.optimizer.masks() if isinstance(state.optimizer, SP) else None)
+        if not self.settings.schedule_free:
+            state.ema.update(state.model, state.optimizer.masks() if isinstance(state.optimizer, SP) else None)
 
     def _refuse(self, bad: list[str], iteration: int, batch: Batch) -> NoReturn:
         """Keep the batch, name what was wrong. A NaN loss makes every gradient NaN: then only the losses are named."""

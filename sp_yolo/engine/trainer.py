@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from sp_yolo.config import Config, load_config
 from sp_yolo.data import Batch
-from sp_yolo.engine.inputs import image_weights
+from sp_yolo.engine.inputs import image_weights, to_input
 from sp_yolo.engine.progress import Record, RunningLoss
+from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
 from sp_yolo.engine.setup import Run, set_up
 from sp_yolo.engine.summary import epoch_record, run_report, run_summary
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
@@ -40,6 +41,7 @@ class Trainer:
         self.run: Run = set_up(config, self.world, self.say)
         self.options = self.run.options
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
+        self._measured_last: tuple[EvalResult, tuple[float, ...]] | None = None
 
     @classmethod
     def new(cls, **options: object) -> Trainer:
@@ -84,6 +86,10 @@ class Trainer:
         patience = 0 if self.options.notest else self.options.patience
         return 0 < patience <= self.run.state.progress.epochs_without_gain
 
+    @property
+    def _draws(self) -> bool:
+        return self.world.main and not self.options.noplots
+
     # --------------------------------------------------------------------------------------------------------- epoch
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the training data, from wherever the run stands in it; returns its images per second."""
@@ -106,7 +112,7 @@ class Trainer:
         ) as bar:
             for batch in run.train.loader.epoch(epoch, first, image_weights=weights):
                 updated = run.step(batch)
-                if progress.iteration <= 3 and self.world.main:
+                if progress.iteration <= 3 and self._draws:
                     run.pictures.train_batch(progress.iteration - 1, batch)
                 last = progress.iteration % total == 0
                 if run.compute.device.type == "cpu" or last or progress.iteration % SHOW_EVERY == 0:
@@ -152,7 +158,7 @@ class Trainer:
             run.compute,
             loss=run.val_loss,
             iou_thres=COMPAT_IOU_THRES if self.options.compat else IOU_THRES,
-            on_batch=run.pictures.val_batch if draw and self.world.main else None,
+            on_batch=run.pictures.val_batch if draw and self._draws else None,
         )
         if largest(self.interrupt.signal, self.world):
             return None
@@ -161,13 +167,25 @@ class Trainer:
         result = broadcast(evaluator.compute() if self.world.main else None, self.world)
         return result, tuple((sums[:3] / sums[3]).tolist())
 
+    def _take_trained_weights(self, epoch: int) -> None:
+        """Put the weights of an optimizer that averages them itself where the average of others is."""
+        run = self.run
+        with trained_weights(run.state.optimizer):
+            run.state.ema.take(run.model)
+        batches = run.train.loader.epoch(epoch, max(run.schedule.batches_per_epoch - STATISTICS_BATCHES, 0))
+        with run.compute.autocast():
+            recompute_statistics(run.state.ema.module, (to_input(batch.images, run.compute) for batch in batches))
+
     def _close_epoch(self, epoch: int, rate: float) -> None:
         """Validate, record, save. Collective: every process calls it, the main one does the work."""
         run, progress = self.run, self.run.state.progress
         run.step.watch.drain()
         means = average(run.state.losses.mean(), self.world).tolist()
         outcome = None
-        if epoch + 1 == run.size.epochs or not self.options.notest:
+        validates = epoch + 1 == run.size.epochs or not self.options.notest
+        if run.step.settings.schedule_free and (validates or not self.options.nosave):
+            self._take_trained_weights(epoch)
+        if validates:
             outcome = self._validate(draw=False)
             if outcome is None:
                 self._stop(largest(self.interrupt.signal, self.world))
@@ -182,6 +200,7 @@ class Trainer:
             image_size=run.size.train,
             memory=run.compute.peak_memory(),
         )
+        self._measured_last = outcome
         improved = progress.close_epoch(record, validated=outcome is not None)
         run.state.losses = RunningLoss(run.compute.device, progress)
         if self.world.main:
@@ -220,15 +239,20 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------------ end
     def _finish(self, started: float) -> Record:
-        """Measure the best weights again from their file, draw, write the summary. Collective, as _close_epoch."""
+        """Measure the best weights again from their file, draw, write the summary. Collective, as _close_epoch.
+
+        With --noplots what was just measured is not measured again.
+        """
         run, progress, path = self.run, self.run.state.progress, self.run.folder.path
         if self._out_of_patience():
             waited = progress.epochs_without_gain
             self.say(f"no better epoch for {waited} epochs (--patience {self.options.patience}): stopped")
         best_path = run.folder.weights / "best.pt"
-        if self.world.main:
-            load_weights(run.state.ema.module, best_path)
-        outcome = self._validate(draw=True)
+        outcome = self._measured_last
+        if progress.best_epoch < len(progress.records) - 1 or not self.options.noplots:
+            if self.world.main:
+                load_weights(run.state.ema.module, best_path)
+            outcome = self._validate(draw=True)
         if outcome is None:
             signal = largest(self.interrupt.signal, self.world)
             self.say(f"\n{signal_words(signal)}; the rest is done by: --resume {path}")
@@ -242,7 +266,8 @@ class Trainer:
         facts = {"data": self.options.data, "recipe": run.recipe_path, "seed": summary["seed"]}
         facts["device"] = summary["device"]
         title = f"{path.name}: {self.options.cfg or self.options.weights}, {self.options.optimizer}"
-        self.say("\n".join(run_report(path, best, run.val, title=title, facts=facts, history=progress.records)))
+        if self._draws:
+            self.say("\n".join(run_report(path, best, run.val, title=title, facts=facts, history=progress.records)))
         run.folder.write_json("summary.json", summary)
         self.say(
             f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "

@@ -33,7 +33,7 @@ def test_a_class_of_torch_keeps_its_own_rate(model: DetectionModel, tmp_path: Pa
     own = inspect.signature(getattr(torch.optim, name)).parameters["lr"].default
     lr0, words = chosen(model, optimizer=name)
     assert lr0 == own != 0.02  # SGD's, whose recipe it otherwise has
-    assert f"lr0 {own:g} is the default of torch's {name.lower()}, all else is from sgd.yaml" in words
+    assert f"lr0 {own:g} is the default of {name.lower()}, all else is from sgd.yaml" in words
     assert chosen(model, optimizer=name, overrides={"lr0": 0.5}) == (0.5, "")
     lr0, words = chosen(model, optimizer=name, hyp=recipe_file(tmp_path, "extends: auto\nlr0: 0.3\n"))
     assert lr0 == 0.3 and f"lr0 0.3 is from {tmp_path}" in words and f"is {own:g}" in words

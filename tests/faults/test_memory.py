@@ -16,9 +16,7 @@ CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. G
 ERRORS = {
     "cuda": CUDA,
     "mps": RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 2.50 GiB on shared pool."),
-    "cpu": RuntimeError(
-        "DefaultCPUAllocator: not enough memory: you tried to allocate 2684354560 bytes."
-    ),
+    "cpu": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 2684354560 bytes."),
     "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "python": MemoryError(),
 }

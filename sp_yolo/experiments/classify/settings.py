@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sp_yolo.config import HYP_RULES, Recipe, Rule, check_hyperparameter, checked, option, parse_assignments
+from sp_yolo.config.run import OPTIMIZER_WORDS, read_arguments
 from sp_yolo.engine.optimizer import find_optimizer
 from sp_yolo.experiments.classify.models import MODELS
 
@@ -53,7 +54,10 @@ class ClassifyConfig(ClassifyData, ClassifyTraining):
     in colour, nothing for others. ``overrides``: hyperparameters by the recipes' names.
     """
 
-    optimizer: str = option("sp", "sp, sp-paper, sgd, adam, adamw, or a class of torch.optim")
+    optimizer: str = option("sp", f"sp-paper, {OPTIMIZER_WORDS}")
+    opt: Mapping[str, Any] = option(
+        {}, "argument of the optimizer's class; repeatable", metavar="KEY=VALUE", repeated=True, read=read_arguments
+    )
     seed: int = option(0, "first seed", rule=Rule(0, 2**32 - 1))
 
     @staticmethod
@@ -61,12 +65,12 @@ class ClassifyConfig(ClassifyData, ClassifyTraining):
         """The values as the fields have them; see :func:`sp_yolo.config.options.checked`."""
         overrides = given.get("overrides", {})
         found = {key: check_hyperparameter(key, value, "classification", KEYS) for key, value in overrides.items()}
-        find_optimizer(given.get("optimizer", "sp"))
+        find_optimizer(given.get("optimizer", "sp"), given.get("opt", {}))
         return {**given, "overrides": found}
 
     def recipe(self) -> Recipe:
         """Every hyperparameter of the run: the general defaults, the optimizer's own, then ``overrides``."""
-        return Recipe.of({**_DEFAULTS, **find_optimizer(self.optimizer).classifier, **self.overrides})
+        return Recipe.of({**_DEFAULTS, **find_optimizer(self.optimizer, self.opt).classifier, **self.overrides})
 
 
 def load_classify_config(**options: Any) -> ClassifyConfig:

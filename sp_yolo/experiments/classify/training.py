@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sp_yolo.config import OptimizerRecipe, Recipe
-from sp_yolo.engine.optimizer import build_optimizer, set_rates
+from sp_yolo.engine.optimizer import build_optimizer, find_optimizer, set_rates
 from sp_yolo.engine.schedule import Schedule
+from sp_yolo.engine.schedule_free import is_schedule_free, recompute_statistics, trained_weights
 from sp_yolo.errors import NonFiniteError
 from sp_yolo.experiments.classify.data import ImageSet
 from sp_yolo.experiments.classify.models import build_classifier
@@ -63,9 +65,12 @@ def fit(
         shape = tuple(splits.train.images.shape[1:])
         model = build_classifier(config.model, len(splits.names), shape)  # type: ignore[arg-type]
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    make = make_optimizer or functools.partial(_named, config.optimizer)
+    make = make_optimizer or functools.partial(_named, config)
     optimizer = make(model, recipe.optimizer, schedule.iterations)
-    run = _Run(config, splits, recipe, device, model, optimizer, schedule)
+    if is_schedule_free(optimizer):
+        schedule = dataclasses.replace(schedule, lrf=1.0)
+    momentum = make_optimizer is not None or find_optimizer(config.optimizer, config.opt).momentum
+    run = _Run(config, splits, recipe, device, model, optimizer, schedule, momentum)
     started = time.perf_counter()
     records = []
     for epoch in range(config.epochs):
@@ -73,11 +78,22 @@ def fit(
         if on_epoch:
             on_epoch(records[-1])
     seconds = time.perf_counter() - started
+    with trained_weights(optimizer, leave=True):
+        run.renew_statistics(config.epochs - 1)
     return Outcome(records, run.summary(records, seconds, test), model.eval())
 
 
-def _named(name: str, model: nn.Module, recipe: OptimizerRecipe, total_steps: int) -> torch.optim.Optimizer:
-    return build_optimizer(name, model, recipe, weight_decay=recipe.weight_decay, total_steps=total_steps)
+def _named(
+    config: ClassifyConfig, model: nn.Module, recipe: OptimizerRecipe, total_steps: int
+) -> torch.optim.Optimizer:
+    return build_optimizer(
+        config.optimizer,
+        model,
+        recipe,
+        weight_decay=recipe.weight_decay,
+        total_steps=total_steps,
+        keywords=config.opt,
+    )
 
 
 def _schedule(recipe: Recipe, config: ClassifyConfig, batches: int) -> Schedule:
@@ -106,22 +122,22 @@ class _Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    momentum: bool
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train one pass; returns its record, the loss and accuracy on the validation split among it."""
         self.model.train()
         started = time.perf_counter()
         loss_sum, count = 0.0, 0
-        train, config = self.splits.train, self.config
-        augmented = train.images.shape[1] == 3 if config.augment is None else config.augment
-        order = batches(train, config.batch_size, seed=config.seed, epoch=epoch, augmented=augmented)
-        for number, (images, labels) in enumerate(order):
+        for number, (images, labels) in enumerate(self._batches(epoch)):
             iteration = epoch * self.schedule.batches_per_epoch + number
             loss = self._step(iteration, self._normalised(images), labels.to(self.device))
             loss_sum += loss * len(labels)
             count += len(labels)
         rate = count / (time.perf_counter() - started)
-        val_loss, val_accuracy = self.measure(self.splits.val)
+        with trained_weights(self.optimizer):
+            self.renew_statistics(epoch)
+            val_loss, val_accuracy = self.measure(self.splits.val)
         return {
             "epoch": epoch,
             "train_loss": loss_sum / count,
@@ -132,10 +148,15 @@ class _Run:
             "images_per_second": rate,
         }
 
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        train, config = self.splits.train, self.config
+        augmented = train.images.shape[1] == 3 if config.augment is None else config.augment
+        return batches(train, config.batch_size, seed=config.seed, epoch=epoch, augmented=augmented)
+
     def _step(self, iteration: int, images: Tensor, labels: Tensor) -> float:
         lr0, clip_norm = self.recipe.optimizer.lr0, self.recipe.optimizer.clip_norm
         plan = self.schedule.at(iteration, {group["name"]: lr0 for group in self.optimizer.param_groups})
-        set_rates(self.optimizer, plan)
+        set_rates(self.optimizer, plan, momentum=self.momentum, betas=self.momentum)
         logits = self.model(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.loss.label_smoothing)
         found = float(loss.detach())
@@ -152,6 +173,12 @@ class _Run:
         mean, std = (value.to(self.device)[:, None, None] for value in (self.splits.mean, self.splits.std))
         pixels = images.to(self.device, torch.float32, memory_format=torch.channels_last)
         return (pixels / 255 - mean) / std
+
+    def renew_statistics(self, epoch: int) -> None:
+        """BatchNorm's, of the weights that an optimizer has averaged itself; nothing for other optimizers."""
+        if is_schedule_free(self.optimizer):
+            images = (self._normalised(images) for images, _ in self._batches(epoch))
+            recompute_statistics(self.model, images)
 
     @torch.no_grad()
     def measure(self, part: ImageSet) -> tuple[float, float]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import math
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +12,30 @@ from typing import Any
 import torch
 
 from sp_yolo import __version__
-from sp_yolo.config import CHECKOUT
+from sp_yolo.experiments.compare.execute import commit
+from sp_yolo.experiments.compare.store import csv_text
 from sp_yolo.experiments.compare.study import Study, Variant
+from sp_yolo.experiments.compare.trials import Trial, space_text, trial_text
 from sp_yolo.experiments.statistics import holm, mean_interval, paired_test
 from sp_yolo.report.lines import draw_lines
 from sp_yolo.runtime.folder import RunDir
 
 Result = Mapping[str, Any]
 METRIC = {"classify": "accuracy, %", "detect": "mAP@.5:.95, %"}
-CSV_COLUMNS = (
-    *("variant", "optimizer", "measure", "lr0", "seed", "score", "val_score", "train_score", "failed", "zeros"),
-    *("seconds", "optimizer_bytes", "remark"),
-)
 
 
-def choose(study: Study, tuning: Sequence[Result]) -> dict[str, float]:
-    """The learning rate of each variant: the best mean on the validation split; the smaller one of equals."""
+def choose(study: Study, tuning: Sequence[Result]) -> dict[str, Trial]:
+    """What each variant is measured with: the best mean on the validation split; the smaller lr0 of equals."""
     chosen = {}
     for variant in study.variants:
-        means = {lr0: _mean(_scores(tuning, variant, lr0)) for lr0 in variant.grid}
-        chosen[variant.name] = max(means, key=lambda lr0: (means[lr0], -lr0))
+        means = {trial: _mean(_scores(tuning, variant, trial)) for trial in sorted(variant.trials)}
+        chosen[variant.name] = max(means, key=lambda trial: means[trial]) if len(means) > 1 else variant.trials[0]
     return chosen
 
 
-def _scores(results: Sequence[Result], variant: Variant, lr0: float | None = None) -> list[float]:
+def _scores(results: Sequence[Result], variant: Variant, trial: Trial | None = None) -> list[float]:
     """Scores of a variant's cells, in the order of the seeds."""
-    own = [r for r in results if r["variant"] == variant.name and (lr0 is None or r["lr0"] == lr0)]
+    own = [r for r in results if r["variant"] == variant.name and (trial is None or r["trial"] == dict(trial))]
     return [float(r["score"]) for r in sorted(own, key=lambda r: r["seed"])]
 
 
@@ -66,27 +61,31 @@ def write_report(
     ]
     if tuning:
         lines += [
-            "Learning rates on the validation split "
+            "Trials on the validation split "
             f"({METRIC[study.task]}, mean of {study.tuning_seeds}; * failed runs among them; the best in bold):",
             "",
             *grid_table(study, tuning),
             "",
+            *(f"{variant.name}: {space_text(variant.space)}." for variant in study.variants if variant.space),
+            "",
         ]
     run = RunDir(folder)
     run.write("report.md", "\n".join(lines))
-    run.write("cells.csv", _csv([*tuning, *final]))
+    run.write("cells.csv", csv_text([*tuning, *final]))
     _draw(study, tuning, final, folder)
     return lines
 
 
 def _heading(study: Study, command: str) -> str:
-    options = ", ".join(f"{key} {value}" for key, value in {**study.options, **study.overrides}.items())
-    rates = len(study.variants[0].grid)
-    seeds = _seeds(study.seeds)
-    tuned = f"Learning rates as given; {seeds}"
-    if rates > 1:
+    settings = {**study.options, **study.overrides}
+    options = ", ".join(f"{k} {'(layers)' if isinstance(v, Mapping) else v}" for k, v in settings.items())
+    trials, seeds = len(study.variants[0].trials), _seeds(study.seeds)
+    tuned = (
+        f"Every optimizer as it comes; {seeds}" if study.tuning.how == "none" else f"Learning rates as given; {seeds}"
+    )
+    if trials > 1:
         tuned = (
-            f"Every variant was tuned alike ({rates} learning rates x {_seeds(study.tuning_seeds)} on the validation "
+            f"Every variant was tuned alike ({_trials(study)} x {_seeds(study.tuning_seeds)} on the validation "
             f"split); then {seeds} of their own"
         )
     return (
@@ -97,18 +96,19 @@ def _heading(study: Study, command: str) -> str:
     )
 
 
+def _trials(study: Study) -> str:
+    count = len(study.variants[0].trials)
+    if study.tuning.how == "grid":
+        only_rates = all(key == "lr0" for variant in study.variants for trial in variant.trials for key, _ in trial)
+        return f"{count} learning rates" if only_rates else f"a grid of {count} trials"
+    return f"{count} trials, {study.tuning.how} from a stated space"
+
+
 def provenance() -> str:
     """Commit, versions, machine, date."""
-    git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+changes"]
-    try:
-        if not (CHECKOUT / "setup.cfg").is_file():
-            raise FileNotFoundError  # an installed copy: a repository around it is somebody else's
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
     today = datetime.datetime.now(datetime.timezone.utc).date()
     return (
-        f"sp-yolo {__version__}, commit {commit}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"sp-yolo {__version__}, commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{_machine()}, {today}."
     )
 
@@ -128,7 +128,7 @@ def _machine() -> str:
 def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result]) -> list[str]:
     """One row per variant: score, paired difference, gap, zeros, time, memory, failed runs."""
     header = (
-        *("variant", "lr0", f"test {METRIC[study.task]}", f"minus {study.baseline}", "p", "train minus test"),
+        *("variant", "chosen", f"test {METRIC[study.task]}", f"minus {study.baseline}", "p", "train minus test"),
         *("zeros, %", "seconds", "optimizer MB", "failed runs, grid", "failed runs, final"),
     )
     baseline = next(variant for variant in study.variants if variant.name == study.baseline)
@@ -139,8 +139,6 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
     for variant in study.variants:
         own = [r for r in final if r["variant"] == variant.name]
         tried = [r for r in tuning if r["variant"] == variant.name]
-        lr0 = own[0]["lr0"]
-        edge = " (edge)" if len(variant.grid) > 1 and lr0 in (variant.grid[0], variant.grid[-1]) else ""
         compared = ("", "")
         if variant is not baseline:
             difference = tests[variant.name].difference
@@ -149,7 +147,7 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
         rows.append(
             (
                 variant.name,
-                f"{lr0:g}{edge}",
+                _chosen(variant, own[0]),
                 mean_interval(_scores(final, variant)).text(100, 2),
                 *compared,
                 mean_interval(gaps).text(100, 2, "+") if gaps else "",
@@ -163,6 +161,14 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
     return markdown(header, rows)
 
 
+def _chosen(variant: Variant, result: Result) -> str:
+    """What a variant was measured with, "(edge)" where the rate is the smallest or largest that was tried."""
+    trial = tuple(result["trial"].items()) or tuple((k, result[k]) for k in ("lr0", "weight_decay") if k in result)
+    rates = [dict(each)["lr0"] for each in variant.trials if "lr0" in dict(each)]
+    at_edge = len(set(rates)) > 1 and dict(trial).get("lr0") in (min(rates), max(rates))
+    return trial_text(trial) + " (edge)" * at_edge
+
+
 def _p_text(p: float) -> str:
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -173,31 +179,35 @@ def _average(results: Sequence[Result], key: str, scale: float, digits: int) -> 
 
 
 def grid_table(study: Study, tuning: Sequence[Result]) -> list[str]:
-    """One row per variant, one column per learning rate that any of them was tried with."""
-    rates = sorted({lr0 for variant in study.variants for lr0 in variant.grid})
+    """One row per variant and one column per learning rate; a row per trial where other settings were tried too."""
     chosen = choose(study, tuning)
-    rows = []
-    for variant in study.variants:
-        cells = [variant.name]
-        for lr0 in rates:
-            own = [r for r in tuning if r["variant"] == variant.name and r["lr0"] == lr0]
-            text = f"{_mean([r['score'] for r in own]) * 100:.2f}" if own else ""
-            text += "*" * any(r["failed"] for r in own)
-            cells.append(f"**{text}**" if own and lr0 == chosen[variant.name] else text)
-        rows.append(tuple(cells))
-    return markdown(("lr0", *(f"{lr0:g}" for lr0 in rates)), rows)
+    if any(key != "lr0" for variant in study.variants for trial in variant.trials for key, _ in trial):
+        rows = [
+            (variant.name, trial_text(trial), _trial_score(tuning, variant, trial, chosen))
+            for variant in study.variants
+            for trial in variant.trials
+        ]
+        return markdown(("variant", "trial", METRIC[study.task]), rows)
+    rates = sorted({trial for variant in study.variants for trial in variant.trials})
+    return markdown(
+        ("lr0", *(f"{lr0:g}" for ((_, lr0),) in rates)),
+        [
+            (variant.name, *(_trial_score(tuning, variant, trial, chosen) for trial in rates))
+            for variant in study.variants
+        ],
+    )
+
+
+def _trial_score(tuning: Sequence[Result], variant: Variant, trial: Trial, chosen: Mapping[str, Trial]) -> str:
+    own = [r for r in tuning if r["variant"] == variant.name and r["trial"] == dict(trial)]
+    if not own:
+        return ""
+    text = f"{_mean([r['score'] for r in own]) * 100:.2f}" + "*" * any(r["failed"] for r in own)
+    return f"**{text}**" if trial == chosen[variant.name] else text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
-
-
-def _csv(results: Sequence[Result]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(results)
-    return text.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
@@ -214,11 +224,20 @@ def _draw(study: Study, tuning: Sequence[Result], final: Sequence[Result], folde
         return
     draw_lines(
         folder / "lr.png",
-        {v.name: [(lr0, 100 * _mean(_scores(tuning, v, lr0))) for lr0 in v.grid] for v in study.variants},
+        {variant.name: _by_rate(variant, tuning) for variant in study.variants},
         title=f"{study.name}: mean over {_seeds(study.tuning_seeds)}",
         labels=("lr0", f"validation {metric}"),
         log_x=True,
     )
+
+
+def _by_rate(variant: Variant, tuning: Sequence[Result]) -> list[tuple[float, float]]:
+    """(lr0, the best mean score among the trials with it)."""
+    best: dict[float, float] = {}
+    for trial in variant.trials:
+        lr0, score = dict(trial).get("lr0", math.nan), 100 * _mean(_scores(tuning, variant, trial))
+        best[lr0] = max(best.get(lr0, score), score)
+    return sorted(best.items())
 
 
 def _seeds(count: int) -> str:

@@ -1,4 +1,4 @@
-"""A study: variants of one training run, each with its grid of learning rates, and how often everything is repeated."""
+"""A study: variants of one training run, each with what it is tried with, and how often everything is repeated."""
 
 from __future__ import annotations
 
@@ -7,41 +7,56 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sp_yolo.config import check_hyperparameter, find_file, load_config, read_yaml
+from sp_yolo.config import YamlDict, check_hyperparameter, find_file, load_config, read_yaml
 from sp_yolo.engine.optimizer import find_optimizer
 from sp_yolo.engine.plan import recipe_of
 from sp_yolo.errors import UserError
 from sp_yolo.experiments.classify import load_classify_config
+from sp_yolo.experiments.compare.trials import TUNINGS, Space, Trial, drawn, grid, read_space
 
 TASKS = ("classify", "detect")
 TUNING_SEED = 1000  # first seed of the tuning runs: none of them is measured on the test split
 SPREAD = (0.25, 1.0, 4.0)  # of a detector's: times the rate of its recipe
-_KEYS = ("task", "options", "seeds", "tuning_seeds", "baseline", "set", "variants")
-# Where things lie does not change the numbers.
-_PLACES = ("root", "download", "device", "workers")
+_KEYS = ("task", "options", "seeds", "tuning_seeds", "tuning", "trials", "space", "baseline", "set", "variants")
+# Where things lie and how they are computed does not change the numbers.
+_PLACES = ("root", "download", "device", "workers", "noplots", "nosave", "quiet")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: an optimizer with settings of its own, tuned over ``grid`` (of lr0).
+    """One row of the table: an optimizer with settings of its own.
 
-    ``own_grid`` False: the grid is the default one, which :func:`make_study` fills in for the study's options.
+    ``axes``: hyperparameter -> values of a grid; ``space``: what it is drawn from where it is not the study's.
+    ``keywords``: arguments of the optimizer's class. ``trials``: what it is tried with, which :func:`make_study` fills
+    in.
     """
 
     name: str
     optimizer: str
-    grid: tuple[float, ...]
-    overrides: Mapping[str, Any]
-    own_grid: bool = True
+    axes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """``how``: one of TUNINGS; "none": every optimizer as it comes. ``trials``: how many are drawn of ``space``."""
+
+    how: str = "grid"
+    trials: int = 0
+    space: Space = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """``options``: fields of ClassifyConfig, or of train_sp.py's Config (``samples`` too: a subset of the images).
+    """``options``: fields of ClassifyConfig, or of train_sp.py's Config (``samples`` and
+    ``val_samples`` too: a part of the images of train, of val and test).
 
     ``overrides``: hyperparameters of all variants. ``baseline``: name of the variant the others are compared with.
     """
@@ -54,34 +69,44 @@ class Study:
     baseline: str
     seeds: int
     tuning_seeds: int
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. ``measure``: "val" for tuning, "test" for the figures of the table."""
+    """One run. ``trial``: the hyperparameters that were chosen or are tried; ``overrides`` hold them too.
+
+    ``measure``: "val" for tuning, "test" for the figures of the table.
+    """
 
     variant: str
     optimizer: str
-    lr0: float
+    trial: Trial
     seed: int
     measure: str
     task: str
     options: Mapping[str, Any]
     overrides: Mapping[str, Any]
+    keywords: Mapping[str, Any]
 
     @property
     def key(self) -> str:
         """A file name: readable, and different for any difference in what is run."""
         content = dataclasses.asdict(self)
         content["options"] = {key: value for key, value in self.options.items() if key not in _PLACES}
-        del content["variant"]
+        del content["variant"], content["trial"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
         word = re.sub(r"[^a-z0-9]+", "-", self.variant.lower()).strip("-")
-        return f"{word}_lr{self.lr0:g}_seed{self.seed}_{self.measure}_{digest}"
+        values = "".join(
+            f"{key.replace('lr0', 'lr').replace('weight_decay', 'wd')}{value:g}_" for key, value in self.trial
+        )
+        return f"{word}_{values}seed{self.seed}_{self.measure}_{digest}"
 
 
 def load_study(path: str) -> Study:
-    """Read a study file: task, options, seeds, tuning_seeds, baseline, set and variants (docs/compare.md).
+    """Read a study file: task, options, set, tuning, trials, space, seeds, tuning_seeds, baseline, variants.
+
+    docs/compare.md says what each is.
 
     Raises:
         UserError: unknown keys or wrong values; names file and line.
@@ -93,38 +118,58 @@ def load_study(path: str) -> Study:
     for key in ("options", "set", "variants"):
         if not isinstance(source.get(key, {}), dict):
             raise UserError(f"{source.where(key)}: {key} must be 'key: value' lines")
-    task, variants = source.get("task", "classify"), []
+    task = source.get("task", "classify")
     if task not in TASKS:
         raise UserError(f"{source.where('task')}: task = {task!r}: must be classify or detect")
     try:
-        for name, settings in source.get("variants", {}).items():
-            variants.append(_variant(str(name), dict(settings or {})))
         return make_study(
             Path(path).stem,
             task=task,
             options=source.get("options", {}),
             overrides=source.get("set", {}),
-            variants=variants,
+            variants=[_variant(str(key), dict(own or {})) for key, own in source.get("variants", {}).items()],
             baseline=str(source.get("baseline", "")),
             seeds=source.get("seeds", 5),
             tuning_seeds=source.get("tuning_seeds", 2),
+            tuning=_tuning(source),
         )
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
 
 
+def _tuning(source: YamlDict) -> Tuning:
+    how, trials = source.get("tuning", "grid"), source.get("trials", 0)
+    if how not in TUNINGS:
+        raise UserError(f"tuning = {how!r}: must be {', '.join(TUNINGS)}")
+    if not isinstance(trials, int) or isinstance(trials, bool) or not 0 <= trials <= 1000:
+        raise UserError(f"trials = {trials!r}: must be a whole number from 0 to 1000")
+    return Tuning(how, trials, read_space(source.get("space", {}), "study"))
+
+
 def _variant(name: str, settings: dict[str, Any]) -> Variant:
-    optimizer = str(settings.pop("optimizer", name))
-    grid = settings.pop("lr0", None)
-    if grid is None:
-        return Variant(name, optimizer, (), settings, own_grid=False)
-    grid = grid if isinstance(grid, list) else [grid]
-    if not grid or not all(isinstance(lr, int | float) and not isinstance(lr, bool) and lr > 0 for lr in grid):
-        raise UserError(f"variant {name!r}: lr0 must be a list of numbers above 0")
-    return Variant(name, optimizer, tuple(sorted(map(float, grid))), settings)
+    optimizer, where = str(settings.pop("optimizer", name)), f"variant {name!r}"
+    keywords, space = settings.pop("opt", {}), read_space(settings.pop("space", {}), where)
+    if not isinstance(keywords, dict):
+        raise UserError(f"{where}: opt must be 'key: value' lines")
+    axes, overrides = {}, {}
+    for key, value in settings.items():
+        if key != "lr0" and not isinstance(value, list):
+            overrides[key] = value
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(_is_number(each) and (each > 0 or key != "lr0") for each in values):
+            raise UserError(f"{where}: {key} must be a list of numbers{' above 0' if key == 'lr0' else ''}")
+        axes[key] = tuple(sorted(float(check_hyperparameter(key, each, where)) for each in values))
+    return Variant(name, optimizer, axes, overrides, keywords, space)
 
 
-def default_grid(task: str, optimizer: str, options: Mapping[str, Any]) -> tuple[float, ...]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def default_grid(
+    task: str, optimizer: str, options: Mapping[str, Any], keywords: Mapping[str, Any]
+) -> tuple[float, ...]:
     """The learning rates an optimizer is tried with unless the study says which.
 
     For a detector a quarter, once and four times the lr0 of the recipe that it trains with under these ``options``.
@@ -133,14 +178,14 @@ def default_grid(task: str, optimizer: str, options: Mapping[str, Any]) -> tuple
         UserError: no such optimizer; a wrong option, dataset or recipe.
     """
     if task == "classify":
-        return find_optimizer(optimizer).grid
-    lr0 = recipe_of(load_config(**_of_config(options), optimizer=optimizer)).optimizer.lr0
-    return tuple(float(f"{lr0 * factor:.6g}") for factor in SPREAD)
+        return find_optimizer(optimizer, keywords).grid
+    recipe = recipe_of(load_config(**_of_config(options), optimizer=optimizer, opt=keywords))
+    return tuple(float(f"{recipe.optimizer.lr0 * factor:.6g}") for factor in SPREAD)
 
 
 def _of_config(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A detection study's options without the one that is not train_sp.py's."""
-    return {key: value for key, value in options.items() if key != "samples"}
+    """A detection study's options without those that are not train_sp.py's."""
+    return {key: value for key, value in options.items() if key not in ("samples", "val_samples")}
 
 
 def make_study(
@@ -153,6 +198,7 @@ def make_study(
     baseline: str = "",
     seeds: int = 5,
     tuning_seeds: int = 2,
+    tuning: Tuning | None = None,
 ) -> Study:
     """A checked :class:`Study`; ``baseline`` defaults to the variant called sgd, else the first.
 
@@ -165,32 +211,54 @@ def make_study(
     names = [variant.name for variant in variants]
     if not variants or len(set(names)) != len(names):
         raise UserError(f"variants must be one or more with different names, not {names}")
-    reserved = [key for key in ("optimizer", "seed", "overrides", "project", "name", "resume") if key in options]
-    if reserved:
-        raise UserError(f"options: {reserved[0]!r} is not for a study to say")
-    variants = [
-        variant
-        if variant.own_grid
-        else dataclasses.replace(variant, grid=default_grid(task, variant.optimizer, options))
-        for variant in variants
-    ]
-    if len({len(variant.grid) for variant in variants}) > 1:
-        sizes = ", ".join(f"{variant.name} {len(variant.grid)}" for variant in variants)
-        raise UserError(f"every variant needs as many lr0 to try: {sizes}")
+    reserved = ("optimizer", "opt", "seed", "overrides", "project", "name", "resume")
+    if wrong := [key for key in reserved if key in options]:
+        raise UserError(f"options: {wrong[0]!r} is not for a study to say")
+    tuning = tuning or Tuning()
+    tried = tuple(_with_trials(variant, tuning, task, options) for variant in variants)
+    if len({len(variant.trials) for variant in tried}) > 1:
+        sizes = ", ".join(f"{variant.name} {len(variant.trials)}" for variant in tried)
+        what = "lr0" if all(set(variant.axes) <= {"lr0"} for variant in variants) else "trials"
+        raise UserError(f"every variant needs as many {what} to try: {sizes}")
     baseline = baseline or ("sgd" if "sgd" in names else names[0])
     if baseline not in names:
         raise UserError(f"baseline = {baseline!r}: must be one of the variants {', '.join(names)}")
-    study = Study(name, task, dict(options), dict(overrides or {}), tuple(variants), baseline, seeds, tuning_seeds)
-    for variant in variants:
-        _check_runnable(cell_of(study, variant, variant.grid[0], 0, "test"))
+    study = Study(name, task, dict(options), dict(overrides or {}), tried, baseline, seeds, tuning_seeds, tuning)
+    for variant in tried:
+        _check_runnable(cell_of(study, variant, variant.trials[0], 0, "test"))
     return study
+
+
+def _with_trials(variant: Variant, tuning: Tuning, task: str, options: Mapping[str, Any]) -> Variant:
+    """``variant`` with what it is tried with.
+
+    Raises:
+        UserError: nothing to draw from; a list where points are drawn.
+    """
+    if tuning.how == "none":
+        return dataclasses.replace(variant, trials=((),))
+    if tuning.how == "grid":
+        axes = dict(variant.axes)
+        if "lr0" not in axes:
+            axes["lr0"] = default_grid(task, variant.optimizer, options, variant.keywords)
+        return dataclasses.replace(variant, trials=grid(axes))
+    space = {**tuning.space, **variant.space}
+    if not space or not tuning.trials:
+        raise UserError(f"tuning: {tuning.how}: needs trials: N and space: {{lr0: [low, high, log]}}")
+    for key, values in variant.axes.items():
+        if key in space or len(values) > 1:
+            raise UserError(f"variant {variant.name!r}: {key}: a list is for tuning: grid, this study draws")
+    fixed = grid(variant.axes)[0]
+    trials = tuple(fixed + trial for trial in drawn(space, tuning.trials, tuning.how))
+    return dataclasses.replace(variant, space=space, trials=trials)
 
 
 def _check_runnable(cell: Cell) -> None:
     if cell.task == "classify":
-        load_classify_config(**cell.options, optimizer=cell.optimizer, overrides=cell.overrides)
+        own = {"optimizer": cell.optimizer, "opt": cell.keywords, "overrides": cell.overrides}
+        load_classify_config(**cell.options, **own)
     else:
-        if not find_optimizer(cell.optimizer).hyp:
+        if not find_optimizer(cell.optimizer, cell.keywords).hyp:
             raise UserError(f"optimizer {cell.optimizer}: is for classifiers")
         load_config(**_of_config(cell.options))
         for key, value in cell.overrides.items():
@@ -198,56 +266,29 @@ def _check_runnable(cell: Cell) -> None:
                 check_hyperparameter(key, value, "set")
 
 
-def cell_of(study: Study, variant: Variant, lr0: float, seed: int, measure: str) -> Cell:
-    overrides = {**study.overrides, **variant.overrides, "lr0": lr0}
-    return Cell(variant.name, variant.optimizer, lr0, seed, measure, study.task, study.options, overrides)
+def cell_of(study: Study, variant: Variant, trial: Trial, seed: int, measure: str) -> Cell:
+    overrides = {**study.overrides, **variant.overrides, **dict(trial)}
+    own = (variant.name, variant.optimizer, trial, seed, measure, study.task, study.options, overrides)
+    return Cell(*own, variant.keywords)
 
 
 def tuning_cells(study: Study) -> list[Cell]:
-    """Every learning rate of every variant, on the validation split, with seeds that the table does not use; none
-    where there is but one to choose."""
+    """Every trial of every variant, on the validation split, with seeds that the table does not use; none where there
+    is but one to choose."""
     seeds = range(TUNING_SEED, TUNING_SEED + study.tuning_seeds)
     return [
-        cell_of(study, variant, lr0, seed, "val")
+        cell_of(study, variant, trial, seed, "val")
         for seed in seeds
         for variant in study.variants
-        for lr0 in variant.grid
-        if len(variant.grid) > 1
+        for trial in variant.trials
+        if len(variant.trials) > 1
     ]
 
 
-def final_cells(study: Study, chosen: Mapping[str, float]) -> list[Cell]:
-    """Every seed of every variant at the learning rate ``chosen`` for it, measured on the test split."""
+def final_cells(study: Study, chosen: Mapping[str, Trial]) -> list[Cell]:
+    """Every seed of every variant with what was ``chosen`` for it, measured on the test split."""
     return [
         cell_of(study, variant, chosen[variant.name], seed, "test")
         for seed in range(study.seeds)
         for variant in study.variants
     ]
-
-
-def quick(study: Study) -> Study:
-    """The same study in miniature: 3 seeds, up to 3 learning rates, one tuning seed, few images and epochs."""
-    least = {"classify": {"epochs": 3, "samples": 300}, "detect": {"epochs": 2, "samples": 24}}
-    options = dict(study.options)
-    for key, value in least[study.task].items():
-        options[key] = min(options.get(key) or value, value)
-    if study.task == "detect":
-        options["img_size"] = 96
-    variants = [dataclasses.replace(variant, grid=_thinned(variant.grid)) for variant in study.variants]
-    return dataclasses.replace(
-        study,
-        name=f"{study.name}-quick",
-        options=options,
-        variants=tuple(variants),
-        seeds=min(study.seeds, 3),
-        tuning_seeds=1,
-    )
-
-
-def _thinned(grid: tuple[float, ...]) -> tuple[float, ...]:
-    """Three of a longer grid, evenly spaced, its inner part rather than its ends."""
-    if len(grid) <= 3:
-        return grid
-    step = (len(grid) - 1) // 2
-    first = (len(grid) - 1 - 2 * step) // 2
-    return grid[first : first + 2 * step + 1 : step]

@@ -18,23 +18,28 @@ from sp_yolo.runtime.folder import RunDir
 _ANY_SIZE = 32  # px: labels are read, pixels are not
 
 
-def subset_yaml(data: str, root: str, samples: int, seed: int, folder: Path) -> str:
+def subset_yaml(data: str, root: str, samples: int, seed: int, folder: Path, *, val_samples: int = 0) -> str:
     """Write ``data`` with ``samples`` training images, drawn by ``seed``, below ``folder``/data; path of its YAML.
+
+    ``val_samples``: at most so many images of the other splits, the same ones for every seed. 0: all of them.
 
     All splits are written as COCO json, whatever the format of ``data``.
 
     Raises:
         UserError: there are fewer training images.
     """
-    target = folder / "data" / f"{Path(data).stem}-{samples}-seed{seed}"
+    few = f"-{val_samples}" if val_samples else ""
+    target = folder / "data" / f"{Path(data).stem}-{samples}{few}-seed{seed}"
     target.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(data, root)
     lines: dict[str, Any] = {"format": "coco", "root": str(target.resolve()), "images": {}}
     for split in ("train", "val", "test"):
         if getattr(dataset, split):
             content, images = _as_coco(dataset, split)
-            if split == "train":
+            if split == "train" and samples:
                 content = _drawn(content, samples, seed, data)
+            elif split != "train" and 0 < val_samples < len(content["images"]):
+                content = _drawn(content, val_samples, 0, data)
             RunDir(target).write(f"{split}.json", json.dumps(content))
             lines[split] = f"{split}.json"
             lines["images"][split] = images
