@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mini_network import MINI
+from support.networks import MINI
 
 from sp_yolo import Detector
 from sp_yolo.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_network import MINI
+from support.networks import MINI
 
 from sp_yolo.cli import COMMANDS, guarded
 from sp_yolo.errors import EnvironmentFault
