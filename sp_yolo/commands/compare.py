@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sp_yolo.config import Rule, option
 from sp_yolo.config.options import optional
+from sp_yolo.engine.foreign import package_of
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.experiments.classify.settings import ClassifyData, ClassifyTraining
 from sp_yolo.experiments.compare.cells import local_pool, run_all
@@ -84,7 +85,8 @@ def run(options: CompareOptions, *parts: object) -> int:
             f"{study.name}: {tune} runs to tune, then {measure}; {folder}" + f"; {taken} from elsewhere" * bool(taken)
         )
     command = f"sp-yolo {shlex.join(sys.argv[1:])}"
-    with local_pool(options.jobs) as pool:
+    packages = {package_of(variant.optimizer) for study in studies for variant in study.variants}
+    with local_pool(options.jobs, sorted(packages - {""})) as pool:
         tuning = _results(studies, folders, [tuning_cells(study) for study in studies], pool)
         chosen = [choose(study, own) for study, own in zip(studies, tuning, strict=True)]
         wanted = [final_cells(study, own) for study, own in zip(studies, chosen, strict=True)]

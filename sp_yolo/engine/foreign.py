@@ -79,6 +79,12 @@ def find_foreign(name: str) -> ForeignOptimizer | None:
     return _describe(name, make)
 
 
+def package_of(name: str) -> str:
+    """The module that an optimizer of that name is imported from, "" for one of torch or our own."""
+    source, colon, _ = SYNONYMS.get(name.lower(), name).partition(":")
+    return "timm.optim" if colon and source == "timm" else source if colon else ""
+
+
 def torch_classes() -> dict[str, type[torch.optim.Optimizer]]:
     found = {entry.lower(): getattr(torch.optim, entry) for entry in dir(torch.optim) if entry[0].isupper()}
     useless = (torch.optim.Optimizer, torch.optim.SparseAdam)  # the latter takes sparse gradients only

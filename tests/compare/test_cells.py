@@ -13,12 +13,17 @@ from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset
 from sp_yolo.errors import StorageError, UserError
 from sp_yolo.experiments.compare import cells as cells_module
-from sp_yolo.experiments.compare.cells import run_cells
+from sp_yolo.experiments.compare import execute
+from sp_yolo.experiments.compare.cells import local_pool, run_cells
 from sp_yolo.experiments.compare.study import Study, Variant, cell_of, final_cells, make_study, tuning_cells
 from sp_yolo.experiments.compare.subset import subset_yaml
 from sp_yolo.models import build_model
 
 TIMED = ("seconds",)
+
+
+def at(lr0: float) -> Any:
+    return (("lr0", lr0),)
 
 
 def timeless(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,24 +38,26 @@ def test_an_interrupted_study_goes_on_where_it_was(
     tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = tuning_cells(tiny_study)
-    undisturbed = run_cells(cells, tmp_path / "a", 1, quiet)
+    undisturbed = run_cells(cells, tmp_path / "a", quiet)
     ran, run_cell = [], cells_module.run_cell
 
-    def interrupted(cell: Any, folder: Path) -> None:
+    def interrupted(cell: Any, folder: Path) -> Any:
         if len(ran) == 2:
             raise KeyboardInterrupt
         ran.append(cell.key)
-        run_cell(cell, folder)
+        return run_cell(cell, folder)
 
     monkeypatch.setattr(cells_module, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(cells, tmp_path / "b", 1, quiet)
-    monkeypatch.setattr(cells_module, "run_cell", lambda cell, folder: (ran.append(cell.key), run_cell(cell, folder)))
+        run_cells(cells, tmp_path / "b", quiet)
+    monkeypatch.setattr(
+        cells_module, "run_cell", lambda cell, folder: [ran.append(cell.key), run_cell(cell, folder)][1]
+    )
     lines: list[str] = []
-    went_on = run_cells(cells, tmp_path / "b", 1, lines.append)
+    went_on = run_cells(cells, tmp_path / "b", lines.append)
     assert sorted(ran) == sorted(cell.key for cell in cells) and len(lines) == 2 and lines[1].startswith("[2/2] ")
     assert timeless(went_on) == timeless(undisturbed)
-    assert [result["lr0"] for result in went_on] == [cell.lr0 for cell in cells]
+    assert [result["trial"] for result in went_on] == [dict(cell.trial) for cell in cells]
 
 
 def test_a_damaged_result_is_named(tiny_study: Study, tmp_path: Path) -> None:
@@ -58,46 +65,46 @@ def test_a_damaged_result_is_named(tiny_study: Study, tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / f"{cells[0].key}.json").write_text('{"score": 0.')
     with pytest.raises(StorageError, match=rf"{cells[0].key}\.json: the result cannot be read"):
-        run_cells(cells, tmp_path, 1, quiet)
+        run_cells(cells, tmp_path, quiet)
 
 
 def test_processes_change_no_number_and_pass_mistakes_on(
     tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = final_cells(tiny_study, {"sp": 0.3, "sgd": 0.05})[:2]
+    cells = final_cells(tiny_study, {"sp": at(0.3), "sgd": at(0.05)})[:2]
     before = torch.get_num_threads()
-    here = run_cells(cells, tmp_path / "here", 1, quiet)
+    here = run_cells(cells, tmp_path / "here", quiet)
     assert torch.get_num_threads() == before
-    assert here[0]["score"] != here[1]["score"] and not here[1]["failed"]
+    assert here[0]["losses"] != here[1]["losses"] and not here[1]["failed"]
     nowhere = {**tiny_study.options, "dataset": str(tmp_path / "nowhere")}
     lost = dataclasses.replace(cells[0], options=nowhere)
-    with pytest.raises(UserError, match="nowhere: no folder"):
-        run_cells([*cells, lost], tmp_path / "there", 2, quiet)
+    with local_pool(2) as pool, pytest.raises(UserError, match="nowhere: no folder"):
+        run_cells([*cells, lost], tmp_path / "there", quiet, pool)
     monkeypatch.setattr(cells_module, "run_cell", None)  # both processes have left their results
-    assert timeless(run_cells(cells, tmp_path / "there", 1, quiet)) == timeless(here)
+    assert timeless(run_cells(cells, tmp_path / "there", quiet)) == timeless(here)
 
 
 def test_a_cell_keeps_what_the_table_needs(tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, fit = [], cells_module.fit
-    monkeypatch.setattr(cells_module, "fit", lambda *rest, **more: looked.append(more["test"]) or fit(*rest, **more))
-    tune, final = (cell_of(tiny_study, tiny_study.variants[0], 0.3, 0, measure) for measure in ("val", "test"))
-    tuned, measured = run_cells([tune, final], tmp_path, 1, quiet)
+    looked, fit = [], execute.fit
+    monkeypatch.setattr(execute, "fit", lambda *rest, **more: looked.append(more["test"]) or fit(*rest, **more))
+    tune, final = (cell_of(tiny_study, tiny_study.variants[0], at(0.3), 0, measure) for measure in ("val", "test"))
+    tuned, measured = run_cells([tune, final], tmp_path, quiet)
     assert looked == [False, True]  # tuning never looks at the test split
     assert tuned["score"] == tuned["val_score"] == measured["val_score"] == tuned["curve"][-1]
     assert measured["curve"] == tuned["curve"] and len(tuned["curve"]) == len(tuned["losses"]) == 2
     assert tuned["losses"][1] < tuned["losses"][0] < 2
     assert 0 <= measured["train_score"] <= 1 and measured["optimizer_bytes"] > 100_000
     renamed = dataclasses.replace(final, variant="SP")
-    assert run_cells([renamed], tmp_path, 1, quiet)[0]["variant"] == "SP"
+    assert run_cells([renamed], tmp_path, quiet)[0]["variant"] == "SP"
 
 
 def test_divergence_counts_as_chance(tiny_study: Study, tmp_path: Path) -> None:
     wild = {"weight_decay": 1.0}
-    cell = cell_of(tiny_study, Variant("sgd", "sgd", (100.0,), wild), 100.0, 0, "test")
-    (result,) = run_cells([dataclasses.replace(cell, options={**cell.options, "epochs": 9})], tmp_path, 1, quiet)
+    cell = cell_of(tiny_study, Variant("sgd", "sgd", {}, wild), at(100.0), 0, "test")
+    (result,) = run_cells([dataclasses.replace(cell, options={**cell.options, "epochs": 9})], tmp_path, quiet)
     assert result["failed"] and result["score"] == pytest.approx(1 / 3) and "not finite" in result["remark"]
-    still = cell_of(tiny_study, Variant("sgd", "sgd", (1e-9,), {}), 1e-9, 0, "test")
-    (result,) = run_cells([still], tmp_path, 1, quiet)
+    still = cell_of(tiny_study, Variant("sgd", "sgd"), at(1e-9), 0, "test")
+    (result,) = run_cells([still], tmp_path, quiet)
     assert result["failed"] == (result["score"] <= 0.5) and "remark" not in result
 
 
@@ -127,10 +134,10 @@ def test_a_subset_keeps_images_boxes_and_the_other_splits(toy_yaml: Path, tmp_pa
 def test_detection_cells(toy_yaml: Path, mini_cfg: str, tmp_path: Path, quick_runs: None, capsys: Any) -> None:
     options = {**OPTIONS, "data": str(toy_yaml), "cfg": mini_cfg, "img_size": 64, "samples": 8}
     del options["quiet"]  # a cell decides that
-    variants = [Variant("sp", "sp", (0.01,), {}), Variant("adamw", "adamw", (0.001,), {})]
+    variants = [Variant("sp", "sp", {"lr0": (0.01,)}), Variant("adamw", "adamw", {"lr0": (0.001,)})]
     study = make_study("d", task="detect", options=options, variants=variants, seeds=1)
     folder = tmp_path / "study"
-    results = run_cells(final_cells(study, {"sp": 0.01, "adamw": 0.001}), folder, 1, quiet)
+    results = run_cells(final_cells(study, {"sp": at(0.01), "adamw": at(0.001)}), folder, quiet)
     sizes = [parameter.numel() for parameter in build_model(mini_cfg, 6).parameters()]
     weights = sum(sizes)
     for result in results:

@@ -12,7 +12,7 @@ from sp_yolo.cli import main
 from sp_yolo.experiments.compare.report import choose, final_table, grid_table, write_report
 from sp_yolo.experiments.compare.study import Study, Variant, make_study
 
-VARIANTS = [Variant("SP", "sp", (0.1, 0.3, 1.0), {}), Variant("sgd", "sgd", (0.01, 0.1, 0.3), {})]
+VARIANTS = [Variant("SP", "sp", {"lr0": (0.1, 0.3, 1.0)}), Variant("sgd", "sgd", {"lr0": (0.01, 0.1, 0.3)})]
 
 
 @pytest.fixture
@@ -21,7 +21,15 @@ def study() -> Study:
 
 
 def result(variant: str, lr0: float, seed: int, score: float, **more: Any) -> dict[str, Any]:
-    base = {"variant": variant, "optimizer": "x", "lr0": lr0, "seed": seed, "measure": "val", "failed": False}
+    base = {
+        "variant": variant,
+        "optimizer": "x",
+        "trial": {"lr0": lr0},
+        "lr0": lr0,
+        "seed": seed,
+        "measure": "val",
+        "failed": False,
+    }
     base |= {
         "score": score,
         "val_score": score,
@@ -49,7 +57,10 @@ FINAL = [  # seeds out of order: pairs are made by seed
 
 
 def test_the_learning_rate_has_the_best_mean_and_is_the_smaller_of_equals(study: Study) -> None:
-    assert choose(study, TUNING) == {"SP": 0.3, "sgd": 0.1}  # SP: 0.85, 0.86, 0.86; sgd: 0.71, 0.805, 0.5
+    assert choose(study, TUNING) == {
+        "SP": (("lr0", 0.3),),
+        "sgd": (("lr0", 0.1),),
+    }  # SP: 0.85, 0.86, 0.86; sgd: 0.71, 0.805, 0.5
 
 
 def test_table_by_hand(study: Study) -> None:
@@ -60,12 +71,12 @@ def test_table_by_hand(study: Study) -> None:
     rows = final_table(study, TUNING, FINAL)
     assert (
         rows[2]
-        == "| SP | 0.3 | 93.00 ± 4.97 | +1.00 ± 2.48 | 0.225 | +7.00 ± 4.97 | 50.0 | 2.0 | 0.25 | 0 of 6 | 0 of 3 |"
+        == "| SP | lr0 0.3 | 93.00 ± 4.97 | +1.00 ± 2.48 | 0.225 | +7.00 ± 4.97 | 50.0 | 2.0 | 0.25 | 0 of 6 | 0 of 3 |"
     )
-    assert rows[3] == "| sgd | 0.1 | 92.00 ± 6.57 |  |  | +8.00 ± 6.57 | 50.0 | 2.0 | 0.25 | 1 of 6 | 0 of 3 |"
+    assert rows[3] == "| sgd | lr0 0.1 | 92.00 ± 6.57 |  |  | +8.00 ± 6.57 | 50.0 | 2.0 | 0.25 | 1 of 6 | 0 of 3 |"
     assert len(rows) == 4 and {row.count("|") for row in rows} == {12}
-    moved = [{**entry, "lr0": 1.0} if entry["variant"] == "SP" else entry for entry in FINAL]
-    assert "| SP | 1 (edge) |" in final_table(study, TUNING, moved)[2]
+    moved = [{**entry, "trial": {"lr0": 1.0}} if entry["variant"] == "SP" else entry for entry in FINAL]
+    assert "| SP | lr0 1 (edge) |" in final_table(study, TUNING, moved)[2]
 
 
 def test_grid_by_hand(study: Study) -> None:

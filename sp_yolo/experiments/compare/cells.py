@@ -7,20 +7,20 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
-from sp_yolo.errors import EnvironmentFault, StorageError
+from sp_yolo.errors import EnvironmentFault, SPYoloError, StorageError
 from sp_yolo.experiments.compare.execute import Result, run_cell
 from sp_yolo.experiments.compare.study import Cell
 from sp_yolo.runtime.folder import RunDir
 
 # What the processes of a pool import once, before they are forked from one another.
-_PRELOADED = ["sp_yolo.experiments.compare.execute", "matplotlib.figure", "timm.optim", "scipy.optimize"]
+_PRELOADED = ["sp_yolo.experiments.compare.execute", "matplotlib.figure"]
 
 
 def run_cells(
@@ -69,14 +69,26 @@ def _completed(cells: list[tuple[Cell, Path]], pool: Executor | None) -> Iterato
             yield (cell, folder), run_cell(cell, folder)
         return
     futures = {pool.submit(run_cell, _without_workers(cell), folder): (cell, folder) for cell, folder in cells}
+    failure: SPYoloError | None = None
     try:
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            if future.cancelled():
+                continue
+            try:
+                result = future.result()
+            except SPYoloError as error:  # those that are under way are not lost
+                failure = failure or error
+                for other in futures:
+                    other.cancel()
+                continue
+            yield futures[future], result
     except BrokenProcessPool:
         raise EnvironmentFault("a process ended without a result (out of memory?); call again to go on") from None
     finally:
         for future in futures:
             future.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _without_workers(cell: Cell) -> Cell:
@@ -85,10 +97,11 @@ def _without_workers(cell: Cell) -> Cell:
 
 
 @contextlib.contextmanager
-def local_pool(jobs: int) -> Iterator[Executor | None]:
+def local_pool(jobs: int, packages: Sequence[str] = ()) -> Iterator[Executor | None]:
     """``jobs`` processes of this machine, with one thread each; None for one job, which needs none.
 
-    They are forked from a server that has imported everything: imports take longer than a small run.
+    They are forked from a server that has imported everything, ``packages`` of optimizers too: imports take longer
+    than a small run.
     """
     if jobs == 1:
         yield None
@@ -96,7 +109,7 @@ def local_pool(jobs: int) -> Iterator[Executor | None]:
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
-        multiprocessing.set_forkserver_preload(_PRELOADED)
+        multiprocessing.set_forkserver_preload([*_PRELOADED, *packages])
     with ProcessPoolExecutor(jobs, context, initializer=_start_process) as pool:
         yield pool
 
