@@ -93,18 +93,16 @@ def export_model(
     _check_size(image_size, model)
 
     dtype = torch.float16 if fp16 else torch.float32
-    max_wh = end2end.max_wh if end2end else 0.0
-    network = _Outputs(deploy(model).to(device, dtype), kind, max_wh)
+    network = _Outputs(deploy(model).to(device, dtype), kind, end2end.max_wh if end2end else 0.0)
     names = tuple(f"map{level}" for level in range(model.head.nl)) if kind == "maps" else ("output",)
     images = torch.rand(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    example = images.to(device, dtype)
     run_file: Callable[[Tensor], list[np.ndarray]]
     try:
         if format == "onnx":
-            _write_onnx(network, example, path, names, dynamic, dynamic_batch, simplify)
+            _write_onnx(network, images.to(device, dtype), path, names, dynamic, dynamic_batch, simplify)
             run_file = functools.partial(_run_onnx, str(path))
         else:
-            _write_torchscript(network, example, path)
+            _write_torchscript(network, images.to(device, dtype), path)
             run_file = functools.partial(_run_torchscript, path, device)
         sizes = _probes(images, dynamic or dynamic_batch, int(max(model.stride)) if dynamic else 0)
         inputs = [probe.to(dtype) for probe in sizes]

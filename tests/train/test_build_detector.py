@@ -8,7 +8,8 @@ import torch
 from sp_yolo.cli import main
 from sp_yolo.config import load_config, load_dataset_config
 from sp_yolo.engine.model import build_detector
-from sp_yolo.models import build_model, checkpoints, description
+from sp_yolo.models import build_model, description
+from sp_yolo.models.weights import checkpoints
 
 
 def said(folder: Path, toy_yaml: Path, stored: str, **settings: str) -> str:
