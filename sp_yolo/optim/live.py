@@ -16,7 +16,8 @@ class Live:
     """``words`` int64 on the device, ``numbers`` the same memory as float64, what ``send`` has last put there.
 
     The host writes to pinned memory and the device copies from there when it comes to it; until then another piece of
-    pinned memory is written to. A captured copy reads its piece at every replay, so that nobody writes there again.
+    pinned memory is written to. A captured copy reads its piece at every replay, so that nobody writes there again; and
+    as a replay may come at any time, every step sends its words from then on.
     """
 
     def __init__(self, words: int, device: torch.device) -> None:
@@ -34,13 +35,13 @@ class Live:
 
     def send(self, content: bytes) -> None:
         """Bring the words to the device, in the order of the stream; nothing where they are there."""
-        if content == self.sent:
+        capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
+        if content == self.sent and not capturing and not self.captured:
             return
         self.sent = content
-        if self.on_gpu and torch.cuda.is_current_stream_capturing():
+        if capturing:
             piece, done = self.spare.pop(), None
             self.captured.append(piece)
-            self.sent = b""  # the next replay or step may come in any order
         else:
             piece, done = self._free()
         ctypes.memmove(piece.data_ptr(), content, len(content))
@@ -49,6 +50,8 @@ class Live:
             done.record()
 
     def _free(self) -> tuple[Tensor, Any]:
+        """A piece that no copy is to read any more."""
+        self.spare += [self._piece() for _ in range(SPARE - len(self.spare))] if self.on_gpu else []
         for piece, done in self.pieces:
             if done is None or done.query():
                 return piece, done

@@ -17,7 +17,7 @@ from sp_yolo.optim import SP, fused, plan, triton_kernels, triton_layout, triton
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # The interpreter takes a tenth of a second for what a GPU does in microseconds: fewer steps, and some when asked for.
-STEPS = 200 if ON_GPU else 8
+STEPS = 200 if ON_GPU else 6
 rare = (lambda test: test) if ON_GPU else pytest.mark.slow
 # One element, odd sizes, more than a tile, more than a chunk; runs that move, overlap and wrap.
 SHAPES = [[(4, 3, 2, 2), (1,), (5,)], [(30, 37), (4500,) if ON_GPU else (2200,)]]
@@ -113,10 +113,10 @@ def test_larger_tensors_agree_with_the_oracle(capturable, monkeypatch):
     assert_agree(*follow(against.CASES["fast"], monkeypatch, shapes=shapes, steps=STEPS if ON_GPU else 4, **how))
 
 
-@pytest.mark.parametrize("case", ["fisher saliency", *rarely("no metric, fisher saliency", "not held")])
+@pytest.mark.parametrize("case", rarely("fisher saliency", "no metric, fisher saliency", "not held"))
 def test_pruning_agrees_with_the_oracle(case, monkeypatch):
     """The proximal step is torch's on every path; the masks that it leaves are the kernel's."""
-    settings = {**against.CASES[case], "total_steps": STEPS, "every": max(STEPS // 20, 2)}
+    settings = {**against.CASES[case], "total_steps": STEPS, "every": 10 if ON_GPU else 2}
     optimizer, oracle = follow(settings, monkeypatch)
     assert_agree(optimizer, oracle)
     zeros = sum(int((p == 0).sum()) for p in optimizer.param_groups[0]["params"])
@@ -162,7 +162,7 @@ def test_low_precision_agrees_with_a_rounded_oracle(case, dtype, monkeypatch):
         oracle.dtype = dtype
         return oracle
 
-    optimizer, oracle = follow(against.CASES[case], monkeypatch, dtype, steps=12 if ON_GPU else 6, make_oracle=make)
+    optimizer, oracle = follow(against.CASES[case], monkeypatch, dtype, steps=12 if ON_GPU else 4, make_oracle=make)
     unlike, place = differences(optimizer, oracle), torch.finfo(dtype).eps * 4
     assert (unlike > 0).mean() < 0.01 and unlike.max() <= 2 * place
     assert float(optimizer.param_groups[0]["gamma"]) == pytest.approx(oracle.gamma, rel=1e-2)
@@ -231,8 +231,8 @@ def test_a_bad_gradient_leaves_all_as_it_is(metric):
 @pytest.mark.parametrize("dtype", [torch.float32, *rarely(torch.bfloat16, torch.float16)])
 def test_the_paths_agree(dtype):
     """Masks, decay, two groups; low precision: the same rounding but for ties."""
-    pair = twins(dtype, sigma=0.4, every=3, total_steps=12, start=0.0)
-    feed(pair, 8)
+    pair = twins(dtype, sigma=0.4, every=2, total_steps=6, start=0.0)
+    feed(pair, 5)
     assert_same(pair) if dtype is torch.float32 else [
         torch.testing.assert_close(p, q, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
         for p, q in zip(pair[0][0], pair[1][0])
@@ -388,7 +388,8 @@ if ON_GPU:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             optimizer.step()
             torch.cuda.synchronize()
-        names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        cuda = torch.autograd.DeviceType.CUDA
+        names = [e.name for e in profile.events() if e.device_type == cuda and "Optimizer" not in e.name]
         assert optimizer.path == "triton" and 0 < len(names) <= 12, names
 
     @pytest.mark.parametrize("capturable", [False, True])
@@ -448,6 +449,27 @@ if ON_GPU:
                 [p.detach().clone() for p in params] + [v.clone() for v in optimizer.state[params[1]].values()]
             )
         assert all(torch.equal(a, b) for a, b in zip(*results))
+
+    def test_a_replay_and_a_step_do_not_disturb_each_other():
+        """In turn, on gradients of their own."""
+        results = []
+        for captured in (False, True):
+            torch.manual_seed(0)
+            p = nn.Parameter(torch.randn(3000, device=DEVICE))
+            own, other = torch.randn_like(p), torch.randn_like(p)
+            optimizer = SP([p], lr=0.01, capturable=True)
+            for _ in range(2):
+                p.grad = own
+                optimizer.step()
+            graph = torch.cuda.CUDAGraph()
+            if captured:
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+            for k in range(8):
+                p.grad = own if k % 2 else other
+                graph.replay() if captured and k % 2 else optimizer.step()
+            results.append(p.detach().clone())
+        assert torch.equal(*results)
 
     def test_gradients_made_inside_the_graph():
         """Their addresses are those of the graph's memory: the copy of the table is captured with them."""

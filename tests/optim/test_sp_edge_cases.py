@@ -188,6 +188,19 @@ def test_first_gradient_may_be_non_finite(path):
 
 
 @on_every_path
+@pytest.mark.parametrize("bad", [1, 2])
+def test_the_first_finite_gradient_is_the_whole_mean_of_squares(path, bad):
+    """Whatever came before. Then the mean goes on as a mean: its weights add up to 1."""
+    (x,), optimizer = make(path, [1.0, 2.0])
+    for _ in range(bad):
+        feed(optimizer, [x], [math.nan, 1.0])
+    feed(optimizer, [x], [3.0, 1.0])
+    assert optimizer.state[x]["square_avg"].tolist() == pytest.approx([9.0, 1.0], rel=1e-6)
+    feed(optimizer, [x], [3.0, 1.0])
+    assert optimizer.state[x]["square_avg"].tolist() == pytest.approx([9.0, 1.0], rel=1e-6)
+
+
+@on_every_path
 def test_frozen_and_absent_gradients(path):
     """A tensor without gradient keeps its last displacement, so its next pair spans the time it stood still."""
     params, optimizer = make(path, [1.0, 2.0], [3.0], [4.0], metric="none")

@@ -1,11 +1,15 @@
 """SP's paths beside each other: dtypes, memory layouts, blocks, threads, native code, memory, CUDA."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from sp_training import PRUNED, in_both_metrics, network, on_every_path, train, weights, wide_network
 from torch import nn
 
 from sp_yolo.optim import SP, native, update
+from sp_yolo.optim.batch import like_parameter
 
 
 @on_every_path
@@ -42,6 +46,28 @@ def test_memory_layouts_give_the_same_step(path):
         results.append(p.detach().contiguous())
     for other in results[1:]:
         assert torch.allclose(results[0], other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dimension_of_one_element_is_no_reason_to_copy():
+    """Of a 1 x 1 convolution in channels_last autograd may leave a gradient that names the same order otherwise."""
+    param = torch.randn(4, 6, 1, 1).to(memory_format=torch.channels_last)
+    grad = torch.randn(4, 6, 1, 1)
+    assert grad.stride() != param.stride()
+    same = like_parameter(grad, param)
+    assert same.data_ptr() == grad.data_ptr() and same.stride() == param.stride() and torch.equal(same, grad)
+    other = torch.randn(6, 4, 1, 1).transpose(0, 1)
+    assert like_parameter(other, param).data_ptr() != other.data_ptr()
+    assert torch.equal(like_parameter(other, param), other)
+
+
+def test_triton_is_left_alone_on_a_cpu():
+    code = (
+        "import sys, torch; from sp_yolo.optim import SP; p = torch.nn.Parameter(torch.ones(3)); p.grad = p.detach()\n"
+        "for how in ({}, {'foreach': True}, {'capturable': True}): SP([p], **how).step()\n"
+        "print([name for name in sys.modules if name.startswith('sp_yolo.optim.triton')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @on_every_path

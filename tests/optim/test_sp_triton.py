@@ -32,7 +32,7 @@ else:
 
     def test_kernels_in_the_interpreter():
         """sp_triton_cases.py; its report is this test's."""
-        in_the_interpreter("not slow", 11)
+        in_the_interpreter("not slow", 10)
 
     @pytest.mark.slow
     def test_more_kernels_in_the_interpreter():
