@@ -135,7 +135,7 @@ def test_a_gpu_is_timed_where_the_work_is_done(monkeypatch: pytest.MonkeyPatch) 
 
 def test_validation_is_timed_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The marks lie around the stages: time that only passes in the network is the inference's."""
-    from one_step import batch
+    from support.one_step import batch
 
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])

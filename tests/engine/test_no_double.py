@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_step import batch, mini, state_of, step_of
+from support.one_step import batch, mini, state_of, step_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

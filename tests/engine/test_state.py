@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_step import batch, mini, state_of, step_of
+from support.one_step import batch, mini, state_of, step_of
 
 from sp_yolo.runtime.checkpoint import load_checkpoint, save_checkpoint
 

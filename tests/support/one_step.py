@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from support.networks import MINI
 from torch import nn
 
 from sp_yolo.config import LossRecipe, OptimizerRecipe, Recipe
@@ -22,6 +21,7 @@ from sp_yolo.models import DetectionModel, build_model
 from sp_yolo.runtime.device import Compute
 from sp_yolo.runtime.distributed import World
 from sp_yolo.runtime.folder import RunDir
+from support.networks import MINI
 
 CPU = torch.device("cpu")
 
