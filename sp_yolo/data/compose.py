@@ -6,8 +6,6 @@ degrees of 2. tests/data/test_compose.py holds the two together.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,8 +17,8 @@ _AT_ONCE = 1 << 22  # output pixels that are worked on together: bounds the memo
 @torch.no_grad()
 def compose(batch: SketchBatch, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] RGB in channels_last memory, on ``device``. A GPU is not waited for."""
-    tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
-    moved = batch._replace(**{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
+    *tensors, hw = batch
+    moved = SketchBatch(*(part.to(device, non_blocking=True) for part in tensors), hw)  # type: ignore
     height, width = batch.hw
     layers, count = len(batch.places), len(batch.tables)
     pictures = torch.empty((layers, height, width, 3), dtype=torch.uint8, device=device)
@@ -83,7 +81,7 @@ def _recolour(bgr: Tensor, tables: Tensor, rgb: Tensor) -> None:
     offsets = 256 * torch.arange(len(tables), dtype=torch.int32, device=bgr.device)[:, None, None]
     looked_up = zip(tables.reshape(-1, 3).unbind(1), (hue, saturation, value), strict=True)
     hue, saturation, value = (column[(offsets + index).long()].float()[..., None] for column, index in looked_up)
-    sector = torch.tensor([5.0, 3.0, 1.0], device=bgr.device) + hue / 30
+    sector = torch.arange(5, 0, -2, device=bgr.device) + hue / 30  # of red, green and blue
     sector -= 6 * (sector >= 6)
     fall = torch.minimum(sector, 4 - sector).clamp_(0, 1)
     rgb.copy_(value - value * (saturation / 255) * fall)
