@@ -43,7 +43,7 @@ def _photos(root: Path, count: int = 7) -> DatasetConfig:
     """Smooth colours with sharp edges, of several shapes."""
     config = yolo_set(root, {str(n): BOX + DIAMOND * (n % 2) for n in range(count)})
     for n in range(count):
-        image = picture(90 + 10 * (n % 3), 120 - 15 * (n % 4), n)
+        image = picture(80 + 10 * (n % 3), 170 - 15 * n, n)
         cv2.rectangle(image, (30, 20), (70, 60), (255, 255, 255), 3)
         cv2.circle(image, (50, 50), 25, (0, 30, 200), -1)
         cv2.imwrite(str(root / "images" / f"{n}.png"), image)
