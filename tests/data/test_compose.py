@@ -1,4 +1,4 @@
-"""The pictures that a device composes are those of the CPU: same draws, same labels, pixels within a few gray levels."""
+"""Pictures that a device composes are those of the CPU: same draws, same labels, pixels within a few gray levels."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_window_holds_every_pixel_that_is_looked_at(perspective: float) -> N
         canvas_hw, output_hw = tuple(rng.integers(4, 90, 2)), tuple(rng.integers(4, 60, 2))
         inverse = np.linalg.inv(augment.warp_matrix(augment.draw_warp(rng, recipe), canvas_hw, output_hw))
         x1, y1, x2, y2 = visible(inverse, output_hw, canvas_hw)
-        assert x2 - x1 >= 2 and y2 - y1 >= 2 and -1 <= x1 and -1 <= y1 and x2 <= canvas_hw[1] + 1
+        assert x2 - x1 >= 2 and y2 - y1 >= 2 and x1 >= -1 and y1 >= -1 and x2 <= canvas_hw[1] + 1
         grid = np.stack([*np.meshgrid(np.arange(output_hw[1]), np.arange(output_hw[0])), np.ones(output_hw)], -1)
         points = grid @ inverse.T
         points = np.floor(points[..., :2] / points[..., 2:]).reshape(-1, 2)
