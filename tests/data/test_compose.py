@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data_builders import RECIPE, picture, yolo_set
+from support.datasets import RECIPE, picture, yolo_set
 
 from sp_yolo.config import AugmentRecipe, DatasetConfig
 from sp_yolo.data import Batch, DetectionDataset, augment, build_loader
