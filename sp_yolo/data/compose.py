@@ -1,44 +1,61 @@
-"""Sketches -> pictures, in torch on any device: what cv2 does on the CPU, within a few gray levels.
+"""Sketches -> pictures, in torch on any device, or in one kernel on CUDA GPUs: what cv2 does on the CPU.
 
-The same draws from the same seeds; what differs is rounding: cv2 places a pixel to 1/32 px, and its hues are whole
-degrees of 2. tests/data/test_compose.py holds the two together.
+The same draws from the same seeds, pixels within a few gray levels: tests/data/test_compose.py says how few.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sp_yolo.data.sketch import SketchBatch
 
-_AT_ONCE = 1 << 22  # output pixels that are worked on together: bounds the memory
+_AT_ONCE = 1 << 22  # output pixels that torch works on together: bounds the memory
+_failed: set[torch.device] = set()  # where the kernel does not work; not tried again
 
 
 @torch.no_grad()
 def compose(batch: SketchBatch, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] RGB in channels_last memory, on ``device``. A GPU is not waited for."""
-    tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
-    moved = batch._replace(**{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
-    height, width = batch.hw
-    layers, count = len(batch.places), len(batch.tables)
-    pictures = torch.empty((layers, height, width, 3), dtype=torch.uint8, device=device)
-    step = max(_AT_ONCE // (height * width), 1)
-    for start in range(0, layers, step):
-        _sample(moved, slice(start, start + step), pictures[start : start + step])
-    if layers > count:
-        share = moved.shares[:, None, None, None]
-        both = pictures[moved.mixed] * share + pictures[count:] * (1 - share)
-        pictures[moved.mixed] = both.to(torch.uint8)
-    rgb = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
-    for start in range(0, count, step):
-        _recolour(
-            pictures[start : min(start + step, count)], moved.tables[start : start + step], rgb[start : start + step]
-        )
+    *tensors, hw = batch
+    moved = SketchBatch(*(part.to(device, non_blocking=True) for part in tensors), hw)  # type: ignore
+    rgb = torch.empty((len(batch.tables), *batch.hw, 3), dtype=torch.uint8, device=device)
+    if not _in_one_kernel(moved, rgb):
+        _in_torch(moved, rgb)
     if len(batch.at):
         rgb.view(-1, 3)[moved.at] = moved.values.flip(1)
     return rgb.permute(0, 3, 1, 2)
+
+
+def _in_one_kernel(batch: SketchBatch, rgb: Tensor) -> bool:
+    """False where there is no Triton, no compiler for its launcher, or a card that it does not know."""
+    if not rgb.is_cuda or torch.version.hip is not None or rgb.device in _failed:
+        return False
+    try:
+        from sp_yolo.data.compose_triton import compose_pixels
+
+        with torch.cuda.device(rgb.device):
+            compose_pixels(batch, rgb)
+    except Exception:  # each fails in its own way
+        _failed.add(rgb.device)
+        return False
+    return True
+
+
+def _in_torch(batch: SketchBatch, rgb: Tensor) -> None:
+    count, height, width = rgb.shape[:3]
+    layers = len(batch.places)
+    pictures = torch.empty((layers, height, width, 3), dtype=torch.uint8, device=rgb.device)
+    step = max(_AT_ONCE // (height * width), 1)
+    for start in range(0, layers, step):
+        _sample(batch, slice(start, start + step), pictures[start : start + step])
+    if layers > count:
+        share = batch.shares[:, None, None, None]
+        both = pictures[batch.mixed] * share + pictures[count:] * (1 - share)
+        pictures[batch.mixed] = both.to(torch.uint8)
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        _recolour(pictures[part], batch.tables[part], rgb[part])
 
 
 def _sample(batch: SketchBatch, part: slice, out: Tensor) -> None:
@@ -83,7 +100,7 @@ def _recolour(bgr: Tensor, tables: Tensor, rgb: Tensor) -> None:
     offsets = 256 * torch.arange(len(tables), dtype=torch.int32, device=bgr.device)[:, None, None]
     looked_up = zip(tables.reshape(-1, 3).unbind(1), (hue, saturation, value), strict=True)
     hue, saturation, value = (column[(offsets + index).long()].float()[..., None] for column, index in looked_up)
-    sector = torch.tensor([5.0, 3.0, 1.0], device=bgr.device) + hue / 30
+    sector = torch.arange(5, 0, -2, device=bgr.device) + hue / 30  # of red, green and blue
     sector -= 6 * (sector >= 6)
     fall = torch.minimum(sector, 4 - sector).clamp_(0, 1)
     rgb.copy_(value - value * (saturation / 255) * fall)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import cv2
@@ -144,6 +145,7 @@ class Loader:
         quad: bool,
         drop_last: bool,
         device: torch.device,
+        at_start: Callable[[], object] | None,
     ) -> None:
         self._device = device
         if quad and (batch_size % 4 or dataset.batch_indices is not None):
@@ -159,7 +161,7 @@ class Loader:
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=functools.partial(_start_worker, at_start),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             prefetch_factor=_PREFETCH if workers else None,
@@ -252,6 +254,7 @@ def build_loader(
     quad: bool = False,
     drop_last: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    at_start: Callable[[], object] | None = None,
 ) -> Loader:
     """A :class:`Loader`: ``.epoch(e, start_batch)`` iterates over batches, ``.batches_per_epoch`` counts them.
 
@@ -261,7 +264,7 @@ def build_loader(
     are dealt to the ranks. A rect dataset keeps its groups: in training they are the batches of one rank, in evaluation
     the global batches, so that an image has the same shape for any number of ranks. ``workers``: processes, kept alive
     over the epochs; 0: none. ``device``: where the sketches of a dataset become images; without sketches images are
-    made on the CPU.
+    made on the CPU. ``at_start`` is called first in every worker.
 
     Raises:
         UserError: ``quad`` with a batch size that is no multiple of 4 or with rect; fewer images than one batch needs.
@@ -278,6 +281,7 @@ def build_loader(
         quad=quad,
         drop_last=drop_last,
         device=device,
+        at_start=at_start,
     )
 
 
@@ -307,8 +311,10 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
+def _start_worker(at_start: Callable[[], object] | None, _: int) -> None:
     """Ctrl-C and a batch system's SIGTERM reach every process; the main one needs its workers to finish the step."""
+    if at_start is not None:
+        at_start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
 

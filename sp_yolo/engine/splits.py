@@ -22,7 +22,7 @@ from sp_yolo.data import (
 from sp_yolo.data.images import read_image
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
-from sp_yolo.runtime.device import Compute
+from sp_yolo.runtime.device import Compute, keep_freed_memory
 from sp_yolo.runtime.distributed import World
 
 CACHES: dict[str, bool | str] = {"": "auto", "ram": True, "disk": "disk"}  # of --cache-images
@@ -107,6 +107,7 @@ def open_training_split(
         pin_memory=compute.device.type == "cuda",
         quad=options.quad,
         device=compute.device,
+        at_start=keep_freed_memory,
     )
     return TrainingSplit(data, loader, total)
 
