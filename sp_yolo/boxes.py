@@ -59,7 +59,7 @@ def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
     w1, h1 = pred[:, 2] - pred[:, 0], pred[:, 3] - pred[:, 1] + eps
     w2, h2 = target[:, 2] - target[:, 0], target[:, 3] - target[:, 1] + eps
     overlap = (torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])).clamp(min=0)
-    intersection = overlap.prod(1)
+    intersection = _product(overlap)
     iou = intersection / (w1 * h1 + w2 * h2 - intersection + eps)
 
     enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
@@ -69,6 +69,23 @@ def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
     with torch.no_grad():
         alpha = v / (v - iou + (1 + eps))
     return iou - (distance / diagonal + v * alpha)
+
+
+def asking_is_free(tensor: Tensor) -> bool:
+    """Whether the host can ask for values without waiting: on a CPU."""
+    return tensor.device.type == "cpu"
+
+
+def _product(wh: Tensor) -> Tensor:
+    """[n, 2] -> [n], w * h.
+
+    The backward pass of ``prod`` asks the host whether a factor is 0, which would make an accelerator wait. On a CPU it
+    stays, because its gradient is rounded otherwise: a seed keeps its run.
+    """
+    if asking_is_free(wh):
+        return wh.prod(1)
+    width, height = wh.unbind(1)
+    return width * height
 
 
 def letterbox(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp_yolo.boxes import complete_iou
+from sp_yolo.boxes import asking_is_free, complete_iou
 from sp_yolo.config import LossRecipe
 from sp_yolo.losses.assign import Candidates, PaddedTargets, choose, find_candidates, pad_targets
 
@@ -221,7 +221,7 @@ def read_maps(maps: Sequence[Tensor], candidates: Candidates) -> tuple[Tensor, T
 
 def kept(valid: Tensor) -> Tensor | slice:
     """Index of the valid entries of a flattened mask on the CPU; everything elsewhere, to spare a synchronisation."""
-    return valid.flatten().nonzero().squeeze(1) if valid.device.type == "cpu" else slice(None)
+    return valid.flatten().nonzero().squeeze(1) if asking_is_free(valid) else slice(None)
 
 
 def per_level_count(matches: Candidates) -> Tensor:
