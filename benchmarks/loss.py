@@ -61,7 +61,7 @@ class Setting:
 
     def ours_assignment(self) -> None:
         with torch.no_grad():
-            padded = pad_targets(self.targets, self.batch, self.loss.head.nc, torch.device("cpu"))
+            padded = pad_targets(self.targets, self.batch, self.loss.head.nc)
             candidates = self.loss._candidates(self.maps, padded, 0.5)
             rows, _ = read_maps(self.maps, candidates)
             self.loss._choose(rows, candidates, padded, (self.size, self.size), 10)

@@ -15,10 +15,11 @@ import torch
 import torchvision
 from torch import Tensor
 
+from sp_yolo.suppression import CLASS_OFFSET, Scored, suppress_batch
+
 Boxes = TypeVar("Boxes", Tensor, np.ndarray)
 
 MAX_CANDIDATES = 30000  # per image, before suppression
-CLASS_OFFSET = 4096.0  # px between the planes of two classes
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Boxes) -> Boxes:
@@ -59,7 +60,7 @@ def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
     w1, h1 = pred[:, 2] - pred[:, 0], pred[:, 3] - pred[:, 1] + eps
     w2, h2 = target[:, 2] - target[:, 0], target[:, 3] - target[:, 1] + eps
     overlap = (torch.minimum(pred[:, 2:], target[:, 2:]) - torch.maximum(pred[:, :2], target[:, :2])).clamp(min=0)
-    intersection = overlap.prod(1)
+    intersection = _product(overlap)
     iou = intersection / (w1 * h1 + w2 * h2 - intersection + eps)
 
     enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
@@ -69,6 +70,23 @@ def complete_iou(pred_cxcywh: Tensor, target_cxcywh: Tensor) -> Tensor:
     with torch.no_grad():
         alpha = v / (v - iou + (1 + eps))
     return iou - (distance / diagonal + v * alpha)
+
+
+def asking_is_free(tensor: Tensor) -> bool:
+    """Whether the host can ask for values without waiting: on a CPU."""
+    return tensor.device.type == "cpu"
+
+
+def _product(wh: Tensor) -> Tensor:
+    """[n, 2] -> [n], w * h.
+
+    The backward pass of ``prod`` asks the host whether a factor is 0, which would make an accelerator wait. On a CPU it
+    stays, because its gradient is rounded otherwise: a seed keeps its run.
+    """
+    if asking_is_free(wh):
+        return wh.prod(1)
+    width, height = wh.unbind(1)
+    return width * height
 
 
 def letterbox(
@@ -142,8 +160,11 @@ def non_max_suppression(
     """Decoded predictions [B, N, 5+nc] (cx, cy, w, h px, objectness, class scores) -> per image [k, 6] float32.
 
     Rows are x1, y1, x2, y2, score, class, best score first. With one class the
-    score is the objectness alone. `multi_label` makes one candidate per (box, class) above `conf_thres`.
+    score is the objectness alone. `multi_label` makes one candidate per (box, class) above `conf_thres`. Of predictions
+    on a CUDA device the results lie on the CPU: the host waits once for the whole batch.
     """
+    if prediction.is_cuda:
+        return _suppress_there(prediction, conf_thres, iou_thres, multi_label, classes, agnostic, max_det)
     # one comparison over the whole batch: at 0.001 it leaves a few per cent of the rows of a trained model
     keep = prediction[..., 4].float() > conf_thres
     results = []
@@ -153,6 +174,44 @@ def non_max_suppression(
         best = _best_first(score)
         boxes_xyxy = cxcywh_to_xyxy(rows[row[best], :4])
         results.append(_suppress(boxes_xyxy, score[best], label[best], iou_thres, agnostic, max_det))
+    return results
+
+
+def _suppress_there(
+    prediction: Tensor,
+    conf_thres: float,
+    iou_thres: float,
+    multi_label: bool,
+    classes: Sequence[int] | None,
+    agnostic: bool,
+    max_det: int,
+) -> list[Tensor]:
+    """The same on the GPU, fetched at once; the few images that fixed sizes do not settle are done here."""
+    if not prediction.shape[1]:
+        return [torch.zeros(0, 6) for _ in prediction]
+    rows = prediction.float()
+    objectness, labels = rows[..., 4:5], None
+    scores = objectness if rows.shape[2] == 6 else rows[..., 5:] * objectness
+    if rows.shape[2] == 6:
+        labels = torch.zeros_like(rows[..., 0], dtype=torch.long)
+    elif not multi_label:
+        scores, labels = scores.max(2, keepdim=True)
+        labels = labels[..., 0]
+    sure = (objectness > conf_thres) & (scores > conf_thres)
+    if classes is not None:
+        label = torch.arange(scores.shape[2], device=rows.device) if labels is None else labels[..., None]
+        sure = sure & sum((label == each for each in classes), torch.zeros_like(label, dtype=torch.bool))
+    scored = Scored(cxcywh_to_xyxy(rows[..., :4]), torch.where(sure, scores, 0.0), labels)
+    results = []
+    found = suppress_batch(scored, conf_thres, iou_thres, agnostic, max_det).cpu()
+    for image, (rows_found, (count, exact, *_)) in enumerate(zip(found[:, :-1], found[:, -1].tolist(), strict=True)):
+        if exact:
+            results.append(rows_found[: int(count)].clone())
+        else:
+            own = prediction[image : image + 1].cpu()
+            results += non_max_suppression(
+                own, conf_thres, iou_thres, multi_label=multi_label, classes=classes, agnostic=agnostic, max_det=max_det
+            )
     return results
 
 

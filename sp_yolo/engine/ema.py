@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ class ModelEma(Generic[Model]):
     ) -> None:
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.ramp, self.updates, self.average_buffers = decay, ramp, updates, average_buffers
+        self._pairs: _Pairs | None = None
 
     def decay_at(self, updates: int) -> float:
         return self.decay * (1 - math.exp(-updates / self.ramp))
@@ -44,18 +46,12 @@ class ModelEma(Generic[Model]):
         alone would keep what the weights were before they were pruned.
         """
         self.updates += 1
-        averages, values = [], []
-        buffers = () if self.average_buffers else {name for name, _ in self.module.named_buffers()}
-        own, theirs = self.module.state_dict(), model.state_dict()
-        for (name, average), value in zip(own.items(), theirs.values(), strict=True):
-            if not average.dtype.is_floating_point:
-                continue
-            if name in buffers:
-                average.copy_(value)
-            else:
-                averages.append(average)
-                values.append(value.detach())
-        torch._foreach_lerp_(averages, values, 1 - self.decay_at(self.updates))
+        if self._pairs is None or self._pairs.places != _places(self.module, model):
+            self._pairs = _Pairs.of(self.module, model, self.average_buffers)
+        pairs = self._pairs
+        torch._foreach_lerp_(pairs.averages, pairs.values, 1 - self.decay_at(self.updates))
+        if pairs.copies:
+            torch._foreach_copy_(pairs.copies, pairs.originals)
         if held:
             for average, param in zip(self.module.parameters(), model.parameters(), strict=True):
                 if param in held:
@@ -66,3 +62,29 @@ class ModelEma(Generic[Model]):
         """Be a copy of ``model``, whose optimizer averages already."""
         for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
             average.copy_(value)
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What is averaged with what, found once: to list hundreds of tensors costs the host more than the update."""
+
+    places: tuple[int, int]
+    averages: list[Tensor]
+    values: list[Tensor]
+    copies: list[Tensor]
+    originals: list[Tensor]
+
+    @classmethod
+    def of(cls, module: nn.Module, model: nn.Module, average_buffers: bool) -> _Pairs:
+        buffers = set() if average_buffers else {name for name, _ in module.named_buffers()}
+        pairs = cls(_places(module, model), [], [], [], [])
+        for (name, average), value in zip(module.state_dict().items(), model.state_dict().values(), strict=True):
+            if average.dtype.is_floating_point:
+                (pairs.copies if name in buffers else pairs.averages).append(average)
+                (pairs.originals if name in buffers else pairs.values).append(value)
+        return pairs
+
+
+def _places(module: nn.Module, model: nn.Module) -> tuple[int, int]:
+    """Where two models lie: one that is moved has its first tensor elsewhere, and all others."""
+    first, second = (next((param.data_ptr() for param in each.parameters()), 0) for each in (module, model))
+    return first, second

@@ -1,9 +1,11 @@
 """Which predictions answer for which target: anchor candidates and the SimOTA-like choice among them.
 
 Everything works on the whole batch at once in tensors padded per image: B images, at most M targets and K candidates
-per image. Nothing loops over images or boxes, so the number of kernels depends on the number of levels only. On the CPU
-the padding is squeezed out where that is cheap (``_squeeze``); elsewhere it stays, because to know how much there is
-would make the host wait for the device. Source: docs/provenance.md.
+per image. Nothing loops over images or boxes, so the number of kernels depends on the number of levels only.
+
+Candidates depend on targets and anchors alone. They are found on the host, which can look how many there are and keep
+no more, and sent to the device; the choice among them, which needs the predictions, is made there and asks nothing.
+Source: docs/provenance.md.
 """
 
 from __future__ import annotations
@@ -48,16 +50,17 @@ class Candidates(NamedTuple):
     per_level: tuple[int, ...]  # how many of the K columns each level has
 
 
-def pad_targets(targets: Tensor, batch_size: int, num_classes: int, device: torch.device) -> PaddedTargets:
-    """Sort rows [n, 6] (image, class, cx, cy, w, h) into one padded table per image on ``device``.
+def pad_targets(targets: Tensor, batch_size: int, num_classes: int) -> PaddedTargets:
+    """Sort rows [n, 6] (image, class, cx, cy, w, h) into one padded table per image, on the CPU.
 
-    Their number per image is needed on the host: targets on the CPU cost no synchronisation, targets on an accelerator
-    cost one. Raises ValueError for a shape, an image index or a class outside its range.
+    Targets on an accelerator cost a synchronisation. Raises ValueError for a shape, an image index or a class outside
+    its range.
     """
+    targets = targets.cpu()
     if targets.ndim != 2 or targets.shape[1] != 6:
         raise ValueError(f"targets must have shape [n, 6] (image, class, cx, cy, w, h), got {list(targets.shape)}")
     image, classes = targets[:, 0].long(), targets[:, 1].long()
-    count = torch.zeros(batch_size + 2, dtype=torch.long, device=targets.device)
+    count = torch.zeros(batch_size + 2, dtype=torch.long)
     count.scatter_add_(0, (image + 1).clamp(0, batch_size + 1), torch.ones_like(image))
     wrong_class = ((classes < 0) | (classes >= num_classes)).sum()
     (below, *per_image, above), wrong_classes = count.tolist(), int(wrong_class)
@@ -70,11 +73,10 @@ def pad_targets(targets: Tensor, batch_size: int, num_classes: int, device: torc
     order = torch.argsort(image, stable=True)
     sorted_image = image[order]
     first = count.cumsum(0) - count
-    slot = torch.arange(len(order), device=targets.device) - first[sorted_image + 1]
-    table = torch.zeros(batch_size, most, 6, device=targets.device)
+    slot = torch.arange(len(order)) - first[sorted_image + 1]
+    table = torch.zeros(batch_size, most, 6)
     table[sorted_image, slot] = targets[order].float()
     table[sorted_image, slot, 0] = 1.0
-    table = table.to(device, non_blocking=True)
     return PaddedTargets(table[..., 2:], table[..., 1].long(), table[..., 0] > 0)
 
 
@@ -83,17 +85,16 @@ def find_candidates(
 ) -> Candidates:
     """All predictions near a target whose anchor is within a factor ``anchor_t`` of its size.
 
-    anchors [nl, na, 2] in grid units. ``reach`` 0.5 takes the cell and its two nearest neighbours, 1.0 all four.
+    anchors [nl, na, 2] in grid units, on the CPU as the targets are. ``reach`` 0.5 takes the cell and its two nearest neighbours, 1.0 all four.
     """
-    device = targets.boxes_cxcywh.device
-    offsets = _constant([[0.0, 0.0], [reach, 0.0], [0.0, reach], [-reach, 0.0], [0.0, -reach]], device)
+    offsets = torch.tensor([[0.0, 0.0], [reach, 0.0], [0.0, reach], [-reach, 0.0], [0.0, -reach]])
     parts, first_cell = [], 0
     for level, (ny, nx) in enumerate(grids_yx):
         parts.append(_level_candidates(targets, (ny, nx), anchors[level].float(), anchor_t, offsets, reach, first_cell))
         first_cell += len(targets.valid) * anchors.shape[1] * ny * nx
     per_level = tuple(part[0].shape[1] for part in parts)
     anchor, row, column, cell, target, valid, anchor_wh = (torch.cat(field, 1) for field in zip(*parts, strict=True))
-    levels = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(per_level)])
+    levels = torch.cat([torch.full((n,), i) for i, n in enumerate(per_level)])
     return Candidates(anchor, row, column, cell, target, valid, anchor_wh, levels, per_level)
 
 
@@ -104,8 +105,7 @@ def _level_candidates(
     """The fields of Candidates up to ``anchor_wh`` for one level, each [B, K_level, ...]."""
     batch, most = targets.valid.shape
     na, (ny, nx) = len(anchors), grid_yx
-    device = anchors.device
-    size = _constant([float(nx), float(ny)], device)
+    size = torch.tensor([float(nx), float(ny)])
     xy, wh = targets.boxes_cxcywh[..., :2] * size, targets.boxes_cxcywh[..., 2:] * size
 
     ratio = wh[:, None] / anchors[:, None]  # [B, na, M, 2]
@@ -119,26 +119,46 @@ def _level_candidates(
     cell_xy = (xy[:, None] - offsets[:, None]).long()  # [B, 5, M, 2]
     column = cell_xy[..., 0].clamp(0, nx - 1)
     row = cell_xy[..., 1].clamp(0, ny - 1)
-    position = torch.arange(5 * na * most, device=device).expand(batch, -1)
+    position = torch.arange(5 * na * most).expand(batch, -1)
     position, valid = _squeeze(position, valid)
     target = position % max(most, 1)
     anchor = position // max(most, 1) % na
     place = position // max(na * most, 1) * most + target  # block and target
     row, column = row.flatten(1).gather(1, place), column.flatten(1).gather(1, place)
-    image = torch.arange(batch, device=device)[:, None]
+    image = torch.arange(batch)[:, None]
     cell = first_cell + ((image * na + anchor) * ny + row) * nx + column
     return anchor, row, column, cell, target, valid, anchors[anchor]
 
 
 def _squeeze(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the valid entries of each row [B, K] to its front, in order, and cut what no row needs; CPU only."""
-    if valid.device.type != "cpu":
-        return values, valid
+    """Move the valid entries of each row [B, K] to its front, in order, and cut what no row needs."""
     count = valid.sum(1)
     width = int(count.max()) if count.numel() else 0
     front = torch.where(valid, valid.cumsum(1) - 1, width)
     squeezed = values.new_zeros(len(values), width + 1).scatter_(1, front, values)[:, :width]
     return squeezed, torch.arange(width) < count[:, None]
+
+
+def send_targets(targets: PaddedTargets, device: torch.device) -> PaddedTargets:
+    """The same on ``device``; the copies are queued, the host does not wait for them."""
+    return targets if device.type == "cpu" else PaddedTargets(*(_send(field, device) for field in targets))
+
+
+def send_candidates(candidates: Candidates, device: torch.device) -> Candidates:
+    """The same on ``device``, in two copies."""
+    if device.type == "cpu":
+        return candidates
+    batch, total = candidates.valid.shape
+    whole = torch.stack((*candidates[:5], candidates.valid.long())).flatten()
+    sent = _send(torch.cat((whole, candidates.level)), device)
+    anchor, row, column, cell, target, valid = sent[: len(whole)].view(6, batch, total).unbind()
+    wh = _send(candidates.anchor_wh, device)
+    return Candidates(anchor, row, column, cell, target, valid > 0, wh, sent[len(whole) :], candidates.per_level)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    # From pageable memory the host would wait until a large tensor is copied.
+    return (tensor.pin_memory() if device.type == "cuda" and tensor.numel() else tensor).to(device, non_blocking=True)
 
 
 def _constant(values: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:

@@ -13,9 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sp_yolo.boxes import complete_iou
+from sp_yolo.boxes import asking_is_free, complete_iou
 from sp_yolo.config import LossRecipe
-from sp_yolo.losses.assign import Candidates, PaddedTargets, choose, find_candidates, pad_targets
+from sp_yolo.losses.assign import (
+    Candidates,
+    PaddedTargets,
+    choose,
+    find_candidates,
+    pad_targets,
+    send_candidates,
+    send_targets,
+)
 
 AUXILIARY_WEIGHT = 0.25
 FOCAL_ALPHA = 0.25
@@ -81,6 +89,7 @@ class DetectionLoss:
         self.compat = compat
         self.average = average
         self.anchor_t, self.cls_pw, self.obj_pw = recipe.anchor_t, recipe.cls_pw, recipe.obj_pw
+        self._fetched: tuple[tuple[int, int], Tensor] | None = None
         self.fl_gamma, self.label_smoothing = recipe.fl_gamma, recipe.label_smoothing
 
     def __call__(
@@ -97,8 +106,9 @@ class DetectionLoss:
         if len(raw_maps) not in ((nl, 2 * nl) if self.head.auxiliary else (nl,)):
             raise ValueError(f"expected one map for each of {nl} levels, got {len(raw_maps)}")
         lead = list(raw_maps[:nl])
-        padded = pad_targets(targets, batch, self.head.nc, lead[0].device)
-        candidates = self._candidates(lead, padded, reach=0.5)
+        on_host = pad_targets(targets, batch, self.head.nc)
+        padded = send_targets(on_host, lead[0].device)
+        candidates = self._candidates(lead, on_host, reach=0.5)
         rows, objectness = read_maps(lead, candidates)
         if len(raw_maps) == nl:
             use_ota = self.assigner == "ota" and not self.head.auxiliary
@@ -107,7 +117,7 @@ class DetectionLoss:
         else:
             matches = self._choose(rows, candidates, padded, image_hw, 20)
             box, obj, cls = self._terms(lead, rows, objectness, matches, padded)
-            coarse = self._candidates(lead, padded, reach=1.0)
+            coarse = self._candidates(lead, on_host, reach=1.0)
             with torch.no_grad():
                 lead_rows, _ = read_maps(lead, coarse)
             matches = self._choose(lead_rows, coarse, padded, image_hw, 20)
@@ -121,7 +131,18 @@ class DetectionLoss:
 
     def _candidates(self, maps: Sequence[Tensor], targets: PaddedTargets, reach: float) -> Candidates:
         grids = [(raw.shape[2], raw.shape[3]) for raw in maps]
-        return find_candidates(targets, grids, self.head.anchors, self.anchor_t, reach)
+        found = find_candidates(targets, grids, self._host_anchors(), self.anchor_t, reach)
+        return send_candidates(found, maps[0].device)
+
+    def _host_anchors(self) -> Tensor:
+        """The head's anchors [nl, na, 2] on the CPU; from an accelerator they are fetched when they have changed."""
+        anchors = self.head.anchors
+        if asking_is_free(anchors):
+            return cast(Tensor, anchors)
+        key = (anchors.data_ptr(), anchors._version)
+        if self._fetched is None or self._fetched[0] != key:
+            self._fetched = key, anchors.cpu()
+        return self._fetched[1]
 
     def _choose(
         self, rows: Tensor, candidates: Candidates, targets: PaddedTargets, image_hw: tuple[int, int], most: int
@@ -221,7 +242,7 @@ def read_maps(maps: Sequence[Tensor], candidates: Candidates) -> tuple[Tensor, T
 
 def kept(valid: Tensor) -> Tensor | slice:
     """Index of the valid entries of a flattened mask on the CPU; everything elsewhere, to spare a synchronisation."""
-    return valid.flatten().nonzero().squeeze(1) if valid.device.type == "cpu" else slice(None)
+    return valid.flatten().nonzero().squeeze(1) if asking_is_free(valid) else slice(None)
 
 
 def per_level_count(matches: Candidates) -> Tensor:

@@ -34,7 +34,8 @@ class Setting:
         self.stride = torch.tensor([8.0, 16.0, 32.0, 64.0][:nl])
         self.anchors = torch.tensor(anchors, dtype=torch.float32).view(nl, 3, 2) / self.stride.view(nl, 1, 1)
         self.anchors /= 4  # for small images
-        head = SimpleNamespace(anchors=self.anchors.to(device), nl=nl, na=3, nc=classes, auxiliary=auxiliary)
+        known = "cpu" if device == "meta" else device  # the host knows the anchors, which "meta" could not tell it
+        head = SimpleNamespace(anchors=self.anchors.to(known), nl=nl, na=3, nc=classes, auxiliary=auxiliary)
         self.model = SimpleNamespace(head=head, stride=self.stride)
         self.maps: list[Tensor] = []
         for stride in self.stride.int().tolist() * (1 + auxiliary):

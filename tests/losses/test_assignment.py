@@ -23,16 +23,16 @@ def test_targets_are_padded_in_file_order() -> None:
     rows = targets(
         (2, 5, 0.1, 0.2, 0.3, 0.4), (0, 1, 0.5, 0.5, 0.1, 0.1), (2, 3, 0.6, 0.7, 0.2, 0.2), (2, 0, 0.9, 0.9, 0.1, 0.1)
     )
-    padded = pad_targets(rows, 4, 6, CPU)
+    padded = pad_targets(rows, 4, 6)
     assert padded.valid.tolist() == [[True, False, False], [False] * 3, [True] * 3, [False] * 3]
     assert padded.classes[0, 0] == 1 and padded.classes[2].tolist() == [5, 3, 0]
     assert torch.equal(padded.boxes_cxcywh[2], rows[[0, 2, 3], 2:])
-    assert pad_targets(targets(), 2, 6, CPU).boxes_cxcywh.shape == (2, 0, 4)
+    assert pad_targets(targets(), 2, 6).boxes_cxcywh.shape == (2, 0, 4)
 
 
 def cells(cx: float, cy: float, reach: float = 0.5) -> list[tuple[int, int]]:
     """(row, column) of the candidates on a grid of 8 x 4 cells for a target, given in cells, that fits the anchor."""
-    padded = pad_targets(targets((0, 0, cx / 8, cy / 4, 2 / 8, 2 / 4)), 1, 1, CPU)
+    padded = pad_targets(targets((0, 0, cx / 8, cy / 4, 2 / 8, 2 / 4)), 1, 1)
     found = find_candidates(padded, [(4, 8)], torch.tensor([[[2.0, 2.0]]]), 4.0, reach)
     assert found.valid.all()
     assert torch.equal(found.cell, found.row * 8 + found.column)
@@ -64,7 +64,7 @@ def test_anchors_within_a_factor_and_the_order_of_candidates() -> None:
     """Level, then block, then anchor, then target; a ratio equal to the threshold does not fit."""
     rows = targets((0, 0, 3.25 / 8, 0.5, 1 / 8, 1 / 8), (0, 0, 5.25 / 8, 0.5, 2 / 8, 2 / 8), (1, 0, 0.5, 0.5, 0.9, 0.9))
     anchors = torch.tensor([[[1.0, 1.0], [4.0, 1.0], [2.0, 2.0]], [[0.5, 0.5], [9.0, 9.0], [9.0, 9.0]]])
-    found = find_candidates(pad_targets(rows, 2, 1, CPU), [(8, 8), (4, 4)], anchors, 4.0)
+    found = find_candidates(pad_targets(rows, 2, 1), [(8, 8), (4, 4)], anchors, 4.0)
     assert found.per_level[0] + found.per_level[1] == found.valid.shape[1]
     on = found.valid[0]
     listed = list(
@@ -137,7 +137,7 @@ def test_a_contested_candidate_goes_to_the_cheapest_target_and_ties_to_the_earli
     rows, candidates = one_level(4, [0, 1, 1, 3])
     # Targets at 10..18 and 6..14 px, both best met by cell 1 at 8..16 px, which is twice among the candidates. Each
     # takes one: the sum of their IoUs is 2 * 0.6 = 1.2 and 2 * 0.6 + 1 / 7 = 1.34. Costs are equal: the first has it.
-    padded = pad_targets(targets((0, 0, 14 / 64, 0.5, 8 / 64, 1), (0, 0, 10 / 64, 0.5, 8 / 64, 1)), 1, 1, CPU)
+    padded = pad_targets(targets((0, 0, 14 / 64, 0.5, 8 / 64, 1), (0, 0, 10 / 64, 0.5, 8 / 64, 1)), 1, 1)
     matches = choose(rows, candidates, padded, [8.0], (64.0, 8.0), 10)
     assert matches.valid.tolist() == [[False, True, False, False]]
     assert matches.target[0, 1] == 0

@@ -175,7 +175,7 @@ def test_saturated_logits_stay_finite(logit: float, classes: int, gamma: float) 
 
 def matches_of(setting: Setting) -> assign.Candidates:
     criterion = setting.criterion()
-    padded = assign.pad_targets(setting.targets, len(setting.maps[0]), setting.model.head.nc, torch.device("cpu"))
+    padded = assign.pad_targets(setting.targets, len(setting.maps[0]), setting.model.head.nc)
     candidates = criterion._candidates(setting.maps, padded, 0.5)
     rows, _ = detection.read_maps(setting.maps, candidates)
     return criterion._choose(rows, candidates, padded, setting.image_hw, 10)

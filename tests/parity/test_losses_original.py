@@ -91,7 +91,7 @@ def test_gains(name: str, kind: str) -> None:
 def assigned(case: Case, coarse: bool) -> tuple[Candidates, PaddedTargets]:
     nl = len(case.stride)
     criterion = case.loss()
-    padded = pad_targets(case.targets, len(case.maps[0]), case.model.head.nc, torch.device("cpu"))
+    padded = pad_targets(case.targets, len(case.maps[0]), case.model.head.nc)
     candidates = criterion._candidates(case.maps[:nl], padded, 1.0 if coarse else 0.5)
     if case.kind == "base":
         return candidates, padded
