@@ -67,7 +67,10 @@ class Rig:
             self.model, self.ema, self.optimizer, scaler, 100, progress, RunningLoss(device, progress)
         )
         self.loss = DetectionLoss(self.model, recipe.loss, size, "ota")
-        settings = StepSettings(size, 64, 0, False, False, recipe.optimizer.lr0, 0.0, True, True)
+        settings = StepSettings(
+            image_size=size, stride=64, seed=0, multi_scale=False, quad=False, lr0=recipe.optimizer.lr0, clip_norm=0.0,
+            momentum=True, betas=True, schedule_free=False,
+        )  # fmt: skip
         self.step = TrainStep(
             settings, self.compute, World(), self.model, self.loss, schedule, self.state, RunDir(Path("never-written"))
         )
