@@ -66,6 +66,7 @@ def step_of(
         clip_norm=clip_norm,
         momentum=True,
         betas=True,
+        schedule_free=False,
     )
     loss = DetectionLoss(state.model, LossRecipe(), 64)
     return TrainStep(
