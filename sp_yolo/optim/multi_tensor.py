@@ -116,9 +116,11 @@ class MultiTensor:
             return newest
         if step == 0:
             self.started = finite
-        elif self.started is not None:
-            newest = torch.add(self.one, self.started, alpha=newest - 1.0)
-            self.started = self.started | finite
+            return newest
+        if self.started is None:  # the tensors come from elsewhere; then the same arithmetic, for the same bits
+            self.started = self.one > 0
+        newest = torch.add(self.one, self.started, alpha=newest - 1.0)
+        self.started = self.started | finite
         return newest
 
     def _average(self, newest: Any, finite: Tensor | None) -> None:

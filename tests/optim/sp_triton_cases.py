@@ -167,7 +167,8 @@ def test_low_precision_agrees_with_a_rounded_oracle(case, dtype, monkeypatch):
     assert (unlike > 0).mean() < 0.01 and unlike.max() <= 2 * place
     assert float(optimizer.param_groups[0]["gamma"]) == pytest.approx(oracle.gamma, rel=1e-2)
     state = optimizer.state[optimizer.param_groups[1]["params"][1]]
-    assert {state[n].dtype for n in ("momentum_buffer", "square_avg", "displacement")} == {torch.float32}
+    names = ("momentum_buffer", "square_avg", "displacement")
+    assert {state[n].dtype for n in names if n in state} == {torch.float32}
     assert np.abs(state["momentum_buffer"].cpu().numpy() - oracle.v[1][1]).max() < 1e-5 * np.abs(oracle.v[1][1]).max()
 
 

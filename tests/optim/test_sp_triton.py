@@ -36,7 +36,7 @@ else:
 
     @pytest.mark.slow
     def test_more_kernels_in_the_interpreter():
-        in_the_interpreter("slow", 15)
+        in_the_interpreter("slow", 20)
 
 
 POINTERS = {
