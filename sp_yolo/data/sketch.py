@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from sp_yolo.data.canvas import Canvas, Window, visible
 
@@ -97,7 +98,7 @@ def pack(sketches: Sequence[Sketch]) -> SketchBatch:
     for _, (x1, y1, x2, y2), _ in layers:
         places.append((end, y2 - y1, x2 - x1))
         end += (y2 - y1) * (x2 - x1)
-    pixels = torch.empty((end, 3), dtype=torch.uint8)
+    pixels = _empty(3 * end).view(end, 3)
     for (canvas, window, _), (start, h, w) in zip(layers, places, strict=True):
         canvas.paint(window, pixels[start : start + h * w].view(h, w, 3).numpy())
     neutral = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
@@ -116,3 +117,10 @@ def pack(sketches: Sequence[Sketch]) -> SketchBatch:
         torch.from_numpy(values),
         (height, width),
     )
+
+
+def _empty(size: int) -> Tensor:
+    """uint8 [size]; in a loader process of the memory that it will be sent in, as torch's own collate has it."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
