@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from sp_yolo.config.options import optional
 from sp_yolo.engine.foreign import package_of
 from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.experiments.classify.settings import ClassifyData, ClassifyTraining
-from sp_yolo.experiments.compare.cells import local_pool, run_all
+from sp_yolo.experiments.compare.cells import run_all
 from sp_yolo.experiments.compare.execute import Result
+from sp_yolo.experiments.compare.page import Page, make_page, write_page
+from sp_yolo.experiments.compare.pools import Pool, cluster_pool, local_pool
 from sp_yolo.experiments.compare.quick import quick
 from sp_yolo.experiments.compare.report import choose, write_report
 from sp_yolo.experiments.compare.store import take_in
@@ -52,6 +53,7 @@ class CompareOptions:
     tuning: str | None = option(None, "what is tried (default: the study's)", rule=Rule(words=TUNINGS))
     quick: bool = option(False, "the same in miniature, to see that it works")
     jobs: int = option(1, "processes that share the runs", rule=Rule(1))
+    scheduler: str = option("", "Dask cluster such as tcp://HOST:8786 that runs them instead", metavar="ADDRESS")
     project: str = option("runs/compare", "folder of results")
     cells: tuple[str, ...] = option((), "results from elsewhere, not to be run again", metavar="CSV")
     name: str = option("", "folder below --project (default: the study's name)")
@@ -86,7 +88,10 @@ def run(options: CompareOptions, *parts: object) -> int:
         )
     command = f"sp-yolo {shlex.join(sys.argv[1:])}"
     packages = {package_of(variant.optimizer) for study in studies for variant in study.variants}
-    with local_pool(options.jobs, sorted(packages - {""})) as pool:
+    if options.scheduler and options.jobs > 1:
+        raise UserError("--jobs and --scheduler: give one of the two")
+    place = cluster_pool(options.scheduler) if options.scheduler else local_pool(options.jobs, sorted(packages - {""}))
+    with place as pool:
         tuning = _results(studies, folders, [tuning_cells(study) for study in studies], pool)
         chosen = [choose(study, own) for study, own in zip(studies, tuning, strict=True)]
         wanted = [final_cells(study, own) for study, own in zip(studies, chosen, strict=True)]
@@ -98,15 +103,28 @@ def run(options: CompareOptions, *parts: object) -> int:
             print(fault)
         print((folder / "report.md").read_text(encoding="utf-8"))
         print(f"results in {folder}: report.md, cells.csv, curves.png, losses.png, lr.png")
+    if len(studies) > 1:
+        _write_page(make_page(studies, tuning, final), folders[0].parent, command)
     return 0
+
+
+def _write_page(page: Page, folder: Path, command: str) -> None:
+    try:
+        write_page(page, folder, command)
+    except EnvironmentFault as fault:
+        print(fault)
+    print((folder / "page.md").read_text(encoding="utf-8"))
+    print(f"page in {folder}: page.md, page.csv, ranks.png")
 
 
 def _folders(options: CompareOptions, studies: list[Study]) -> list[Path]:
     """A folder for each study, made."""
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies need different names: " + " ".join(study.name for study in studies))
-    project = Path(options.project) / (options.name if len(studies) > 1 else "")
-    folders = [project / ((options.name if len(studies) == 1 else "") or study.name) for study in studies]
+    if len(studies) == 1:
+        folders = [Path(options.project) / (options.name or studies[0].name)]
+    else:
+        folders = [Path(options.project) / options.name / study.name for study in studies]
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +134,7 @@ def _folders(options: CompareOptions, studies: list[Study]) -> list[Path]:
 
 
 def _results(
-    studies: list[Study], folders: list[Path], cells: list[list[Cell]], pool: Executor | None
+    studies: list[Study], folders: list[Path], cells: list[list[Cell]], pool: Pool | None
 ) -> list[list[Result]]:
     """The results of each study's cells; those of all studies are run side by side."""
     pairs = [(cell, folder) for own, folder in zip(cells, folders, strict=True) for cell in own]

@@ -24,9 +24,11 @@ STATISTICS_BATCHES = 50  # that BatchNorm's statistics are computed from, at mos
 def trained_weights(optimizer: torch.optim.Optimizer, *, leave: bool = False) -> Iterator[None]:
     """Within it the model holds the weights to use, after it those to train on, unless it is to ``leave`` them so.
 
-    Nothing for other optimizers.
+    Nothing for other optimizers. To the bit: a run that is measured in between is no other run.
     """
     schedule_free: Any = optimizer if is_schedule_free(optimizer) else None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in parameters] if schedule_free and not leave else []
     if schedule_free:
         schedule_free.eval()
     try:
@@ -34,6 +36,8 @@ def trained_weights(optimizer: torch.optim.Optimizer, *, leave: bool = False) ->
     finally:
         if schedule_free and not leave:
             schedule_free.train()
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, before)
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:

@@ -14,7 +14,8 @@ from sp_yolo.data import DetectionDataset
 from sp_yolo.errors import StorageError, UserError
 from sp_yolo.experiments.compare import cells as cells_module
 from sp_yolo.experiments.compare import execute
-from sp_yolo.experiments.compare.cells import local_pool, run_cells
+from sp_yolo.experiments.compare.cells import run_cells
+from sp_yolo.experiments.compare.pools import local_pool
 from sp_yolo.experiments.compare.study import Study, Variant, cell_of, final_cells, make_study, tuning_cells
 from sp_yolo.experiments.compare.subset import subset_yaml
 from sp_yolo.models import build_model

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, as_completed
 from pathlib import Path
-
-import torch
 
 from sp_yolo.errors import EnvironmentFault, SPYoloError, StorageError
 from sp_yolo.experiments.compare.execute import Result, run_cell
+from sp_yolo.experiments.compare.pools import Pool
 from sp_yolo.experiments.compare.study import Cell
 from sp_yolo.runtime.folder import RunDir
 
-# What the processes of a pool import once, before they are forked from one another.
-_PRELOADED = ["sp_yolo.experiments.compare.execute", "matplotlib.figure"]
-
 
 def run_cells(
-    cells: list[Cell], folder: Path, say: Callable[[str], None] = print, pool: Executor | None = None
+    cells: list[Cell], folder: Path, say: Callable[[str], None] = print, pool: Pool | None = None
 ) -> list[Result]:
     """The results of all ``cells`` of one study, in their order; see :func:`run_all`."""
     return run_all([(cell, folder) for cell in cells], say, pool)
 
 
 def run_all(
-    cells: list[tuple[Cell, Path]], say: Callable[[str], None] = print, pool: Executor | None = None
+    cells: list[tuple[Cell, Path]], say: Callable[[str], None] = print, pool: Pool | None = None
 ) -> list[Result]:
     """The results of all ``cells``, each of a study with that folder, in their order.
 
@@ -62,58 +54,39 @@ def _read(path: Path) -> Result:
         raise StorageError(f"{path}: the result cannot be read ({error}); remove it to have it made again") from None
 
 
-def _completed(cells: list[tuple[Cell, Path]], pool: Executor | None) -> Iterator[tuple[tuple[Cell, Path], Result]]:
+def _completed(cells: list[tuple[Cell, Path]], pool: Pool | None) -> Iterator[tuple[tuple[Cell, Path], Result]]:
     """Each cell with its result, as soon as it is done."""
     if pool is None:
         for cell, folder in cells:
             yield (cell, folder), run_cell(cell, folder)
         return
-    futures = {pool.submit(run_cell, _without_workers(cell), folder): (cell, folder) for cell, folder in cells}
+    submit = pool.executor.submit
+    futures = {submit(pool.run, _without_workers(cell), folder): (cell, folder) for cell, folder in cells}
     failure: SPYoloError | None = None
+    dead: tuple[type[BaseException], ...] = (CancelledError, *pool.broken)
+    lost = 0
     try:
         for future in as_completed(futures):
-            if future.cancelled():
-                continue
             try:
                 result = future.result()
+            except dead:
+                lost += 1
+                continue
             except SPYoloError as error:  # those that are under way are not lost
                 failure = failure or error
                 for other in futures:
                     other.cancel()
                 continue
             yield futures[future], result
-    except BrokenProcessPool:
-        raise EnvironmentFault("a process ended without a result (out of memory?); call again to go on") from None
     finally:
         for future in futures:
             future.cancel()
     if failure is not None:
         raise failure
+    if lost:
+        raise EnvironmentFault(f"{lost} cells ended without a result (out of memory?); call again to go on")
 
 
 def _without_workers(cell: Cell) -> Cell:
     """Where many cells run at once each loads its own images, unless the study says otherwise."""
     return cell if cell.task == "classify" else dataclasses.replace(cell, options={"workers": 0, **cell.options})
-
-
-@contextlib.contextmanager
-def local_pool(jobs: int, packages: Sequence[str] = ()) -> Iterator[Executor | None]:
-    """``jobs`` processes of this machine, with one thread each; None for one job, which needs none.
-
-    They are forked from a server that has imported everything, ``packages`` of optimizers too: imports take longer
-    than a small run.
-    """
-    if jobs == 1:
-        yield None
-        return
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        multiprocessing.set_forkserver_preload([*_PRELOADED, *packages])
-    with ProcessPoolExecutor(jobs, context, initializer=_start_process) as pool:
-        yield pool
-
-
-def _start_process() -> None:
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of what it starts

@@ -13,6 +13,7 @@ import torch
 
 from sp_yolo import __version__
 from sp_yolo.experiments.compare.execute import commit
+from sp_yolo.experiments.compare.practice import practice
 from sp_yolo.experiments.compare.store import csv_text
 from sp_yolo.experiments.compare.study import Study, Variant
 from sp_yolo.experiments.compare.trials import Trial, space_text, trial_text
@@ -28,12 +29,12 @@ def choose(study: Study, tuning: Sequence[Result]) -> dict[str, Trial]:
     """What each variant is measured with: the best mean on the validation split; the smaller lr0 of equals."""
     chosen = {}
     for variant in study.variants:
-        means = {trial: _mean(_scores(tuning, variant, trial)) for trial in sorted(variant.trials)}
+        means = {trial: _mean(scores_of(tuning, variant, trial)) for trial in sorted(variant.trials)}
         chosen[variant.name] = max(means, key=lambda trial: means[trial]) if len(means) > 1 else variant.trials[0]
     return chosen
 
 
-def _scores(results: Sequence[Result], variant: Variant, trial: Trial | None = None) -> list[float]:
+def scores_of(results: Sequence[Result], variant: Variant, trial: Trial | None = None) -> list[float]:
     """Scores of a variant's cells, in the order of the seeds."""
     own = [r for r in results if r["variant"] == variant.name and (trial is None or r["trial"] == dict(trial))]
     return [float(r["score"]) for r in sorted(own, key=lambda r: r["seed"])]
@@ -59,6 +60,7 @@ def write_report(
         *final_table(study, tuning, final),
         "",
     ]
+    lines += ["Seeds, time and memory:", "", *practice_table(study, tuning, final), ""]
     if tuning:
         lines += [
             "Trials on the validation split "
@@ -133,7 +135,7 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
     )
     baseline = next(variant for variant in study.variants if variant.name == study.baseline)
     others = [variant for variant in study.variants if variant is not baseline]
-    tests = {v.name: paired_test(_scores(final, v), _scores(final, baseline)) for v in others}
+    tests = {v.name: paired_test(scores_of(final, v), scores_of(final, baseline)) for v in others}
     adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     rows = []
     for variant in study.variants:
@@ -142,13 +144,13 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
         compared = ("", "")
         if variant is not baseline:
             difference = tests[variant.name].difference
-            compared = (difference.text(100, 2, "+"), _p_text(adjusted[variant.name]))
+            compared = (difference.text(100, 2, "+"), p_text(adjusted[variant.name]))
         gaps = [r["train_score"] - r["score"] for r in own if "train_score" in r]
         rows.append(
             (
                 variant.name,
                 _chosen(variant, own[0]),
-                mean_interval(_scores(final, variant)).text(100, 2),
+                mean_interval(scores_of(final, variant)).text(100, 2),
                 *compared,
                 mean_interval(gaps).text(100, 2, "+") if gaps else "",
                 _average(own, "zeros", 100, 1),
@@ -161,6 +163,33 @@ def final_table(study: Study, tuning: Sequence[Result], final: Sequence[Result])
     return markdown(header, rows)
 
 
+def practice_table(study: Study, tuning: Sequence[Result], final: Sequence[Result]) -> list[str]:
+    """One row per variant: what a user of it meets (:class:`sp_yolo.experiments.compare.practice.Practice`)."""
+    rows = []
+    for name, own in practice(study, tuning, final).items():
+        rows.append(
+            (
+                name,
+                _number(own.deviation, 100, 2),
+                f"{100 * own.lowest:.1f} to {100 * own.highest:.1f}",
+                _number(own.epochs, 1, 0),
+                _number(own.seconds, 1, 1),
+                f"{own.reached} of {own.runs}" if own.runs else "",
+                _number(own.peak_bytes, 1e-6, 0),
+                _number(own.robust, 100, 0),
+            )
+        )
+    header = (
+        *("variant", "standard deviation over seeds", "lowest to highest", f"epochs to {study.baseline}'s final score"),
+        *("seconds to it", "runs that reach it", "peak MB", "rates over two decades that keep 90 %, %"),
+    )
+    return markdown(header, rows)
+
+
+def _number(value: float, scale: float, digits: int) -> str:
+    return "" if math.isnan(value) else "never" if math.isinf(value) else f"{scale * value:.{digits}f}"
+
+
 def _chosen(variant: Variant, result: Result) -> str:
     """What a variant was measured with, "(edge)" where the rate is the smallest or largest that was tried."""
     trial = tuple(result["trial"].items()) or tuple((k, result[k]) for k in ("lr0", "weight_decay") if k in result)
@@ -169,7 +198,7 @@ def _chosen(variant: Variant, result: Result) -> str:
     return trial_text(trial) + " (edge)" * at_edge
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -235,7 +264,7 @@ def _by_rate(variant: Variant, tuning: Sequence[Result]) -> list[tuple[float, fl
     """(lr0, the best mean score among the trials with it)."""
     best: dict[float, float] = {}
     for trial in variant.trials:
-        lr0, score = dict(trial).get("lr0", math.nan), 100 * _mean(_scores(tuning, variant, trial))
+        lr0, score = dict(trial).get("lr0", math.nan), 100 * _mean(scores_of(tuning, variant, trial))
         best[lr0] = max(best.get(lr0, score), score)
     return sorted(best.items())
 
