@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, os.environ.get("MEASURED_CHECKOUT", str(Path(__file__).resolve().parent.parent)))
 
@@ -76,6 +77,8 @@ def measure_all(config: DatasetConfig, options: argparse.Namespace) -> None:
     if options.profile:
         print_profile(dataset, options.images)
         return
+    if where and torch.cuda.is_available():
+        print_composing(dataset, options.batch)
     print("workers  CPU ms/image  wall ms/image  (median of rounds, spread)   peak RSS MiB")
     for workers in options.workers:
         measure(dataset, workers, options)
@@ -83,10 +86,11 @@ def measure_all(config: DatasetConfig, options: argparse.Namespace) -> None:
 
 def measure(dataset: DetectionDataset, workers: int, options: argparse.Namespace) -> None:
     """One line: CPU of this process and its workers, and wall time with nothing else to do."""
-    extra = {}
+    extra: dict[str, Any] = {}
     if options.augment_on == "device":
-        extra["device"] = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            extra = {"device": torch.device("cuda"), "pin_memory": True}
+        else:
             sp_yolo.data.loader.compose = lambda batch, _: batch.pixels  # type: ignore[attr-defined]
     loader = build_loader(dataset, batch_size=options.batch, shuffle=True, seed=0, workers=workers, **extra)
     cpu, wall = [], []
@@ -99,11 +103,40 @@ def measure(dataset: DetectionDataset, workers: int, options: argparse.Namespace
                     break
             if shown >= options.images:
                 break
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         if epoch:
             cpu.append(1e3 * (cpu_seconds() - before) / shown)
             wall.append(1e3 * (time.perf_counter() - started) / shown)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(LINE.format(workers, statistics.median(cpu), statistics.median(wall), min(wall), max(wall), peak))
+
+
+def print_composing(dataset: DetectionDataset, size: int) -> None:
+    """What a batch costs the GPU: its transfer and the kernel, and the same in torch."""
+    from sp_yolo.data import compose  # not in every checkout that may be measured
+    from sp_yolo.data.sketch import SketchBatch, pack
+
+    batch = pack([dataset.item(index % len(dataset)).image for index in range(size)])
+    *tensors, hw = batch
+    pinned = SketchBatch(*(part.pin_memory() for part in tensors), hw)  # type: ignore
+    there = SketchBatch(*(part.cuda() for part in tensors), hw)  # type: ignore
+    out = torch.empty((size, *hw, 3), dtype=torch.uint8, device="cuda")
+    works = {
+        "transfer and composition": lambda: compose.compose(pinned, torch.device("cuda")),
+        "composition": lambda: compose.compose(there, torch.device("cuda")),
+        "composition in torch": lambda: compose._in_torch(there, out),
+    }
+    for name, work in works.items():
+        work()
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        for _ in range(20):
+            work()
+        last.record()
+        torch.cuda.synchronize()
+        print(f"{name}: {first.elapsed_time(last) / 20:.3f} ms a batch of {size}, {len(batch.pixels) * 3 / 1e6:.1f} MB")
+    print("kernel used" if not compose._failed else "the kernel does not work here")
 
 
 def cpu_seconds() -> float:

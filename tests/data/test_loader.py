@@ -207,3 +207,11 @@ def test_a_closed_loader_has_no_workers_and_can_start_again(tmp_path: Path) -> N
     assert not workers & _children()
     assert _same(list(loader.epoch(0)), first)
     loader.close()
+
+
+def test_workers_begin_with_what_they_are_told(tmp_path: Path) -> None:
+    loader = _loader(_dataset(tmp_path, 6), workers=1, at_start=(tmp_path / "started").touch)
+    assert not (tmp_path / "started").exists()
+    list(loader.epoch(0))
+    assert (tmp_path / "started").exists()
+    loader.close()
