@@ -28,6 +28,7 @@ SEE = {
     "check": "[Your data](../data.md)",
     "classify": "[Comparing optimizers](../compare.md#one-run-several-seeds-sp-yolo-classify)",
     "compare": "[Comparing optimizers](../compare.md#a-table-sp-yolo-compare)",
+    "tune": "[Better hyperparameters](../compare.md#better-hyperparameters-sp-yolo-tune-and-evolve)",
 }
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": ("sp_yolo.commands.eval", "metrics of a detections file: COCO, VOC07 or VOC12"),
     "classify": ("sp_yolo.commands.classify", "train small networks on MNIST, CIFAR-10 or image folders"),
     "compare": ("sp_yolo.commands.compare", "compare optimizers over seeds, tuned alike, with confidence intervals"),
+    "tune": ("sp_yolo.commands.tune", "search hyperparameters with optuna, in one or many processes"),
     "check": ("sp_yolo.commands.check", "find what would ruin a training run before it starts"),
     "download": ("sp_yolo.commands.download", "fetch VOC, COCO, MNIST or CIFAR-10 from the official hosts"),
 }

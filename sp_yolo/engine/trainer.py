@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -57,8 +58,10 @@ class Trainer:
         if self.world.main and text:
             print(text, flush=True)
 
-    def fit(self) -> Record:
+    def fit(self, on_epoch: Callable[[Record], None] | None = None) -> Record:
         """Train to the last epoch, validate each, keep best and last weights, write the summary, return it.
+
+        ``on_epoch`` is called with the record of each epoch, after it was saved; what it raises ends the run.
 
         Raises:
             NonFiniteError: a loss or gradient became NaN or infinite. StorageError: a file could not be written.
@@ -73,6 +76,8 @@ class Trainer:
                 while not self._is_over():
                     epoch = len(run.state.progress.records)
                     self._close_epoch(epoch, self._train_epoch(epoch))
+                    if on_epoch is not None:
+                        on_epoch(run.state.progress.records[-1])
                 return self._finish(started)
         finally:
             run.train.loader.close()

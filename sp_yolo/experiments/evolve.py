@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import yaml
 
 from sp_yolo.config import HYP_RULES, Config, read_yaml
 from sp_yolo.engine import Trainer
-from sp_yolo.engine.progress import fitness
+from sp_yolo.engine.progress import Record, fitness
 from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError, UserError
 from sp_yolo.report.plots import new_figure, save_figure
 from sp_yolo.runtime.folder import RunDir
@@ -110,10 +110,14 @@ def _generation(config: Config, folder: Path, rows: list[dict[str, Any]]) -> dic
     return {"generation": number, **found, **{key: hyp[key] for key in mutable_keys(hyp, config.optimizer)}}
 
 
-def train_once(config: Config) -> dict[str, float]:
-    """Train as ``config`` says, validating the last epoch only; its fitness, map50, map50_95, zeros if it diverges."""
+def train_once(config: Config, on_epoch: Callable[[Record], None] | None = None) -> dict[str, float]:
+    """Train as ``config`` says; its last epoch's fitness, map50, map50_95, zeros if it diverges.
+
+    Only the last epoch is validated, unless ``on_epoch`` looks at each (see :meth:`Trainer.fit`).
+    """
     try:
-        final = Trainer(dataclasses.replace(config, notest=True, nosave=True, exist_ok=True)).fit()["final"]
+        run = dataclasses.replace(config, notest=on_epoch is None, nosave=True, exist_ok=True)
+        final = Trainer(run).fit(on_epoch)["final"]
     except NonFiniteError as error:
         print(error)
         final = {"map50": 0.0, "map50_95": 0.0}

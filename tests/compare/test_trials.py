@@ -41,7 +41,7 @@ def test_draws_fill_the_space_and_are_the_same_each_time(how: str) -> None:
     rates, momenta = (np.array([dict(trial)[key] for trial in trials]) for key in SPACE)
     assert 0.001 <= rates.min() < 0.0015 and 0.07 < rates.max() <= 0.1
     assert 0.8 <= momenta.min() < 0.81 and 0.89 < momenta.max() <= 0.9
-    # Half of them in each half of the logarithm, of the value itself for the other: so it is, but for rounding, of a Sobol sequence.
+    # Half of them in each half, of the logarithm or of the value: so it is, but for rounding, of a Sobol sequence.
     assert abs((rates < 0.01).mean() - 0.5) < (0.02 if how == "sobol" else 0.2)
     assert abs((momenta < 0.85).mean() - 0.5) < (0.02 if how == "sobol" else 0.2)
 
