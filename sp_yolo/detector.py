@@ -11,11 +11,12 @@ import torch
 
 from sp_yolo.boxes import boxes_to_original, letterbox, non_max_suppression
 from sp_yolo.data.images import ImageFault, read_image
+from sp_yolo.engine.inference import for_inference
 from sp_yolo.engine.inputs import round_up, size_grid, to_input
 from sp_yolo.errors import UserError
 from sp_yolo.models import deploy, model_from_weights
 from sp_yolo.report.pictures import class_color, draw_box
-from sp_yolo.runtime.device import Compute, select_compute
+from sp_yolo.runtime.device import Compute, searched_convolutions, select_compute
 
 Image: TypeAlias = str | os.PathLike[str] | np.ndarray
 Images: TypeAlias = Sequence[os.PathLike[str] | np.ndarray] | list[str] | tuple[str, ...]  # a str is a sequence too
@@ -50,7 +51,8 @@ class Detector:
         for label in classes or []:
             if not 0 <= label < len(self.names):
                 raise UserError(f"--classes {label}: the model has classes 0..{len(self.names) - 1}")
-        self.model = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
+        deployed = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
+        self.model = for_inference(deployed, compute)
         self.compute, self.augment = compute, augment
         self.image_size = round_up(image_size, self.stride)
         self.nms: dict[str, Any] = {
@@ -81,7 +83,7 @@ class Detector:
     def _detect(self, image: np.ndarray) -> torch.Tensor:
         padded, ratio, pads = letterbox(image, self.image_size, auto=True, stride=self.stride)
         chw = torch.from_numpy(np.ascontiguousarray(padded[..., ::-1].transpose(2, 0, 1)))[None]
-        with self.compute.autocast():
+        with self.compute.autocast(), searched_convolutions(shapes_repeat=False):
             decoded, _ = self.model(to_input(chw, self.compute), augment=self.augment)
         rows = non_max_suppression(decoded, multi_label=False, **self.nms)[0].float().cpu()
         original = (image.shape[0], image.shape[1])

@@ -63,6 +63,7 @@ class ModelEma(Generic[Model]):
         for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
             average.copy_(value)
 
+
 @dataclass(frozen=True)
 class _Pairs:
     """What is averaged with what, found once: to list hundreds of tensors costs the host more than the update."""

@@ -155,6 +155,7 @@ def open_measured_split(
         workers=loader_processes(workers, per_process, device, world, data.in_memory),
         rank=world.rank,
         world_size=world.size,
+        pin_memory=device.type == "cuda",
     )
     truth = data.ground_truth()
     return MeasuredSplit(data, loader, CocoEvaluator(truth, data.category_ids, list(data.names)), truth)

@@ -22,6 +22,7 @@ from sp_yolo.eval import EvalResult
 from sp_yolo.models import load_weights
 from sp_yolo.report import per_class_table
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
+from sp_yolo.runtime.device import searched_convolutions
 from sp_yolo.runtime.distributed import average, broadcast, copy_from_main, gather, join_world, largest, leave_world
 from sp_yolo.runtime.faults import explained
 from sp_yolo.runtime.interrupt import Interrupt, signal_words
@@ -71,7 +72,8 @@ class Trainer:
         started, run = time.perf_counter(), self.run
         self.say(f"{len(run.train.data)} training images of {self.options.data}; run directory {run.folder.path}")
         try:
-            with explained(run.train.batch_size, run.size.train, self.world.size), self.interrupt:
+            one_shape = searched_convolutions(not (self.options.multi_scale or self.options.rect))
+            with explained(run.train.batch_size, run.size.train, self.world.size), self.interrupt, one_shape:
                 # An epoch is over when it is recorded: one that was stopped while it was validated is not.
                 while not self._is_over():
                     epoch = len(run.state.progress.records)

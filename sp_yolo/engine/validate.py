@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sp_yolo.boxes import boxes_to_original, non_max_suppression
 from sp_yolo.data import Batch
+from sp_yolo.engine.inference import for_inference
 from sp_yolo.engine.inputs import to_input
 from sp_yolo.eval import CocoEvaluator
 from sp_yolo.losses import DetectionLoss
 from sp_yolo.models import DetectionModel
-from sp_yolo.runtime.device import Compute, Stopwatch
+from sp_yolo.runtime.device import Compute, Stopwatch, searched_convolutions
 
 CONF_THRES, IOU_THRES = 0.001, 0.65
 COMPAT_IOU_THRES = 0.6  # of the original's validations while it trains
@@ -52,13 +53,14 @@ def validate(
     ``hybrid`` adds the labels as sure detections before NMS, to complete labels with a model (--save-hybrid).
     ``single_class`` takes every detection for class 0, whatever the model says (--single-cls).
     """
+    model = for_inference(model, compute)
     sums = torch.zeros(3, device=compute.device)
     watch = Stopwatch(compute.device, "inference", "nms")
     images = count = 0
     for index, batch in enumerate(batches):
         watch.mark()
         pixels = to_input(batch.images, compute)
-        with compute.autocast():
+        with compute.autocast(), searched_convolutions(shapes_repeat=False):
             decoded, raw_maps = model(pixels, augment=augment)
         if loss is not None and raw_maps is not None:
             _, parts = loss(raw_maps, batch.targets, (pixels.shape[2], pixels.shape[3]))

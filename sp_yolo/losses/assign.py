@@ -85,7 +85,8 @@ def find_candidates(
 ) -> Candidates:
     """All predictions near a target whose anchor is within a factor ``anchor_t`` of its size.
 
-    anchors [nl, na, 2] in grid units, on the CPU as the targets are. ``reach`` 0.5 takes the cell and its two nearest neighbours, 1.0 all four.
+    anchors [nl, na, 2] in grid units, on the CPU as the targets are. ``reach`` 0.5 takes the cell and its two nearest
+    neighbours, 1.0 all four.
     """
     offsets = torch.tensor([[0.0, 0.0], [reach, 0.0], [0.0, reach], [-reach, 0.0], [0.0, -reach]])
     parts, first_cell = [], 0

@@ -217,25 +217,27 @@ class _ReadMap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        image = torch.arange(len(raw), device=raw.device)[:, None]
+    def forward(
+        ctx: Any, raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(raw, image, anchor, row, column)
         dtype = torch.promote_types(raw.dtype, torch.float32)
         return raw[image, anchor, row, column].to(dtype), raw[..., 4].to(dtype).flatten()
 
     @staticmethod
-    def backward(ctx: Any, rows_grad: Tensor, objectness_grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, rows_grad: Tensor, objectness_grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         raw, image, anchor, row, column = ctx.saved_tensors
         grad = torch.zeros_like(raw)
         grad[..., 4] = objectness_grad.view(raw.shape[:4])
         grad.index_put_((image, anchor, row, column), rows_grad.to(raw.dtype), accumulate=True)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def read_maps(maps: Sequence[Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
     """The candidates' logits [B, K, 5 + nc] and all levels' objectness logits end to end [N], float32 or better."""
     indices = zip(*(field.split(candidates.per_level, 1) for field in candidates[:3]), strict=True)
-    parts = [_ReadMap.apply(raw, *index) for raw, index in zip(maps, indices, strict=True)]
+    image = torch.arange(len(maps[0]), device=maps[0].device)[:, None]
+    parts = [_ReadMap.apply(raw, image, *index) for raw, index in zip(maps, indices, strict=True)]
     rows, objectness = zip(*parts, strict=True)
     return torch.cat(rows, 1), torch.cat(objectness)
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,7 @@ def select_compute(
         torch.cuda.set_device(device)  # for libraries that are not told
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)  # of this run, not of one before it in this process
-        torch.backends.cudnn.benchmark = True  # the sizes of a run's batches are few: each is worth a search
+        torch.backends.cudnn.benchmark = True  # but see searched_convolutions
         if deterministic:
             _make_deterministic()
         where = torch.cuda.get_device_name(device)
@@ -170,6 +171,20 @@ def _full_precision(device: torch.device) -> str:
     """What ``--amp off`` is. torch rounds what cuDNN multiplies to TF32 (10 bits) where the GPU has it; so be it."""
     rounds = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0)
     return "float32 with TF32 convolutions" if rounds else "float32"
+
+
+@contextlib.contextmanager
+def searched_convolutions(shapes_repeat: bool) -> Iterator[None]:
+    """Within it cuDNN tries all its algorithms on a shape that is new to it only if ``shapes_repeat``.
+
+    A search costs many convolutions: worth it for the one shape of a training, not for each shape of rect batches.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and shapes_repeat
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _make_deterministic() -> None:

@@ -60,13 +60,17 @@ def leave_world(world: World) -> None:
 
 
 def share(model: nn.Module, world: World, device: torch.device, *, sync_bn: bool) -> nn.Module:
-    """``model`` with its gradients averaged over all processes; ``sync_bn``: its BatchNorm statistics too, on GPUs."""
+    """``model`` with its gradients averaged over all processes; ``sync_bn``: its BatchNorm statistics too, on GPUs.
+
+    Buffers are not sent with every forward pass: training reads none of the others', and what is measured and saved are
+    the main process's (:func:`copy_from_main`).
+    """
     if world.size == 1:
         return model
     if sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def unexchanged(network: nn.Module) -> contextlib.AbstractContextManager[Any]:

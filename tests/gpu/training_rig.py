@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sp_yolo.boxes import non_max_suppression
 from sp_yolo.config import Recipe
@@ -46,6 +46,17 @@ def make_batch(size: int, images: int = IMAGES, boxes: int = 5) -> Batch:
     )
 
 
+def move(model: DetectionModel, device: torch.device) -> DetectionModel:
+    """``model`` with new parameters and buffers on ``device``: Module.to cannot exchange the data of a plain parameter
+    for a tensor that only claims to be there."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach().to(device), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model
+
+
 class Rig:
     """``model`` (moved here) with loss, SP, EMA and the iteration that the trainer runs."""
 
@@ -54,11 +65,12 @@ class Rig:
     ) -> None:
         recipe, course = Recipe(), {"epochs": 1, "batches_per_epoch": 100, "batch_size": 64}
         self.size = size
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        self.model = move(model.to(memory_format=torch.channels_last), device).train()
         length = fit_to_run(recipe, **course, compat=False)
         schedule = make_schedule(recipe, length, **course, linear=False, compat=False)
         self.optimizer = build_optimizer(
-            optimizer, self.model, recipe.optimizer, weight_decay=length.weight_decay, total_steps=100, check_finite=False
+            optimizer, self.model, recipe.optimizer, weight_decay=length.weight_decay, total_steps=100,
+            check_finite=False,
         )  # fmt: skip
         self.ema = ModelEma(self.model, length.ema_decay, length.ema_ramp, average_buffers=length.average_buffers)
         progress = Progress()

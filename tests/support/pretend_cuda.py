@@ -11,7 +11,6 @@ tensors shows it (``backward_waits``).
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -167,8 +166,8 @@ class PretendCuda(TorchDispatchMode):
         changes: list[tuple[Any, str, Any]] = [
             (torch.cuda, "Event", Event),
             (torch, "autocast", lambda device_type, **how: real("cpu", **how)),
-            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
-            # A parameter that moves is a new one: an old one would take the tensor's looks without its ``value``.
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),  # for GradScaler
+            # Module.to makes new parameters: one that takes another's data would keep its ``value``.
             (torch.__future__, "_overwrite_module_params_on_conversion", True),
         ]
         if not torch.cuda.is_available():
@@ -390,5 +389,22 @@ def backward_waits(loss: Tensor) -> list[str]:
     return [event.name for event in profile.events() if event.name in asking]
 
 
-def chained(*lists: Any) -> list[Any]:
-    return list(itertools.chain(*lists))
+def amp_without_driver(patches: pytest.MonkeyPatch) -> None:
+    """Let torch.autocast("cuda") and GradScaler work where there is no GPU, on tensors that claim to be on one."""
+    if torch.cuda.is_available():
+        return
+
+    @contextlib.contextmanager
+    def autocast(device_type: str, dtype: torch.dtype) -> Iterator[None]:
+        before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+        torch.set_autocast_enabled(device_type, True)
+        torch.set_autocast_dtype(device_type, dtype)
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+            torch.set_autocast_enabled(device_type, before[0])
+            torch.set_autocast_dtype(device_type, before[1])
+
+    patches.setattr(torch, "autocast", autocast)
+    patches.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
