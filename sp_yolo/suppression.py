@@ -1,8 +1,8 @@
 """Non-maximum suppression of a whole batch in tensors of fixed size: the host waits once, when it fetches the result.
 
 Greedy suppression is settled by repetition: a candidate stays unless a better one that stays overlaps it too much. All
-are asked at once, until no answer changes. As better ones never depend on worse ones, that is the greedy result, after as
-many rounds as the longest chain of candidates has links. What is not settled in ``ROUNDS`` says so.
+are asked at once, until no answer changes. As better ones never depend on worse ones, that is the greedy result, after
+as many rounds as the longest chain of candidates has links. What is not settled in ``ROUNDS`` says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The iteration under torch's own FakeTensorMode on "cuda": it refuses mixed devices and questions about values.
 
 Targets are real and on the CPU, as a loader's: what the host works out of them it may look at. Without a driver
-autograd cannot run backward on "cuda" (torch 2.14), so then the gradients are given; test_pretended.py has the backward pass.
+autograd cannot run backward on "cuda" (torch 2.14): then the gradients are given, and test_pretended.py has that pass.
 """
 
 from __future__ import annotations
