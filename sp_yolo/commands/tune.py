@@ -9,7 +9,7 @@ from sp_yolo.config import Config, Rule, option
 EXAMPLES = """
   {prog} --data mine.yaml --epochs 30 --trials 40
   {prog} --data mine.yaml --epochs 30 --space lr0=0.001,0.1,log --space mixup=0,0.3 --minutes 120
-  {prog} --data mine.yaml --epochs 30 --storage sqlite:///tune.db   # in several terminals: they share the trials
+  {prog} --data mine.yaml --epochs 30 --storage sqlite:///tune.db
 """
 
 

@@ -87,7 +87,7 @@ def test_a_detector_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         (tmp_path / "part" / "weights" / "epoch_000.pt").read_bytes()
     )
     (tmp_path / "part" / "summary.json").unlink()
-    Trainer(load_config(resume=str(tmp_path / "part"), device="cpu", workers=0, quiet=True, noplots=True)).fit()
+    Trainer(load_config(resume=str(tmp_path / "part"), device="cpu", workers=0, quiet=True)).fit()
     resumed = load_checkpoint(tmp_path / "part" / "weights" / "last.pt")
     for kind in ("model", "ema"):
         for name, value in whole[kind].items():

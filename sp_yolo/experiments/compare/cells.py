@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, as_completed
 from pathlib import Path
 
 from sp_yolo.errors import EnvironmentFault, SPYoloError, StorageError
 from sp_yolo.experiments.compare.execute import Result, run_cell
 from sp_yolo.experiments.compare.pools import Pool
-from sp_yolo.experiments.compare.study import Cell
+from sp_yolo.experiments.compare.report import choose
+from sp_yolo.experiments.compare.study import Cell, Study, final_cells, tuning_cells
 from sp_yolo.runtime.folder import RunDir
 
 
@@ -90,3 +91,22 @@ def _completed(cells: list[tuple[Cell, Path]], pool: Pool | None) -> Iterator[tu
 def _without_workers(cell: Cell) -> Cell:
     """Where many cells run at once each loads its own images, unless the study says otherwise."""
     return cell if cell.task == "classify" else dataclasses.replace(cell, options={"workers": 0, **cell.options})
+
+
+def stored(study: Study, rows: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """(tuning, final) results of ``study`` among ``rows``, such as those of a committed file; nothing is run.
+
+    Of the final ones those of the seeds that every variant has.
+    """
+    by_key = {row["key"]: row for row in rows}
+    tuning = _found(tuning_cells(study), by_key)
+    if len(tuning) < len(tuning_cells(study)):
+        return tuning, []
+    final = _found(final_cells(study, choose(study, tuning)), by_key)
+    seeds = {variant.name: {r["seed"] for r in final if r["variant"] == variant.name} for variant in study.variants}
+    whole = set.intersection(*seeds.values())
+    return tuning, [result for result in final if result["seed"] in whole]
+
+
+def _found(cells: list[Cell], by_key: Mapping[str, Result]) -> list[Result]:
+    return [{**by_key[cell.key], "variant": cell.variant} for cell in cells if cell.key in by_key]

@@ -1,0 +1,161 @@
+"""The tables of docs/results.md from the raw rows in studies/results; between markers, the prose around them is ours.
+
+python docs/generate_results.py            # write them
+python docs/generate_results.py --check    # exit 1 where a table and its rows disagree
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sp_yolo.experiments.compare.cells import stored
+from sp_yolo.experiments.compare.page import (
+    Page,
+    against_table,
+    make_page,
+    practice_table,
+    ranks_text,
+    score_table,
+    spread_table,
+)
+from sp_yolo.experiments.compare.report import markdown
+from sp_yolo.experiments.compare.store import read_rows
+from sp_yolo.experiments.compare.study import load_study
+from sp_yolo.experiments.statistics import mean_interval, paired_test
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PAGE, STUDIES, RESULTS = CHECKOUT / "docs" / "results.md", CHECKOUT / "studies", CHECKOUT / "studies" / "results"
+FEW = tuple(f"few-{name}" for name in ("microcontroller", "aquarium", "pear", "tables", "bccd-50", "bccd-205"))
+_BLOCK = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Rows = list[dict[str, str]]
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the tables. Returns the exit code."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = filled(before)
+    if arguments == ["--check"]:
+        if after != before:
+            print(f"stale: {PAGE}; run python docs/generate_results.py", file=sys.stderr)
+        return int(after != before)
+    PAGE.write_text(after, encoding="utf-8", newline="\n")
+    return 0
+
+
+def filled(text: str) -> str:
+    """``text`` with every table made anew.
+
+    Raises:
+        KeyError: a table of an unknown name.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+
+
+# -------------------------------------------------------------------------------------------------- the six studies
+def few(table: Callable[[Page], list[str] | str]) -> Callable[[], str]:
+    def make() -> str:
+        studies, results = [], []
+        for name in FEW:
+            path = RESULTS / name / "cells.csv"
+            if path.is_file():
+                studies.append(load_study(str(STUDIES / f"{name}.yaml")))
+                results.append(stored(studies[-1], read_rows(path)))
+        whole = [(study, *found) for study, found in zip(studies, results, strict=True) if found[1]]
+        if not whole:
+            return "Not measured yet."
+        made = table(make_page(*map(list, zip(*whole, strict=True))))
+        return made if isinstance(made, str) else "\n".join(made)
+
+    return make
+
+
+# -------------------------------------------------------------------------------------------------- version 0.2: one SP
+def _rows(name: str) -> Rows:
+    with open(RESULTS / "one-sp" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _scores(rows: Rows, column: str) -> dict[int, float]:
+    return {int(row["seed"]): float(row[column]) for row in rows}
+
+
+def new_against_old() -> str:
+    """Both versions at one rate, and the paired difference."""
+    cells = [row for row in _rows("bccd-50") if (row["optimizer"], row["lr0"]) == ("sp", "0.002")]
+    pairs = {
+        "MNIST, 1,000, lr .01": [_scores(_rows(f"mnist-1000{which}"), "test") for which in ("", "-before")],
+        "MNIST, 5,000, lr .01": [_scores(_rows(f"mnist-5000{which}"), "test") for which in ("", "-before")],
+        "CIFAR-10, 9,000, lr .01": [_scores(_rows(f"cifar10-9000{which}"), "test") for which in ("", "-before")],
+        "BCCD, 50 images, lr .002, mAP": [
+            _scores([row for row in cells if row["version"] == version], "test_map") for version in ("0.2.0", "0.1.0")
+        ],
+    }
+    lines = []
+    for name, (new, old) in pairs.items():
+        seeds = sorted(set(new) & set(old))
+        values = [[each[seed] for seed in seeds] for each in (new, old)]
+        difference = paired_test(*values).difference.text(100, 2, "+")
+        lines.append((name, str(len(seeds)), *(mean_interval(each).text(100, 2) for each in values), difference))
+    return "\n".join(markdown(("", "seeds", "new", "old", "new minus old"), lines))
+
+
+def constant_rates() -> str:
+    """Final training losses of each seed at constant rates."""
+    data = {"MNIST, 1,000, cnn": "constant-mnist-1000", "CIFAR-10, 5,000, cnn-bn": "constant-cifar10-5000"}
+    names = {"sp": "SP", "sp-none": "SP without a metric", "adamw": "AdamW", "sgd": "SGD-Nesterov"}
+    lines, rates = [], ["0.01", "0.1", "1", "3", "10"]
+    for title, file in data.items():
+        rows = _rows(file)
+        for optimizer, words in names.items():
+            own = [[row for row in rows if (row["optimizer"], row["lr0"]) == (optimizer, rate)] for rate in rates]
+            losses = (
+                " ".join("fails" if _failed(row) else f"{float(row['train_loss']):.2g}" for row in o) for o in own
+            )
+            lines.append((f"{title}: {words}", *losses))
+    return "\n".join(markdown(("", "lr .01", ".1", "1", "3", "10"), lines))
+
+
+def _failed(row: dict[str, str]) -> bool:
+    return row["failed"] == "1" or not row["train_loss"]
+
+
+def default_rate() -> str:
+    """The six seeds of BCCD-50, and the default rate of classifiers."""
+    cells = [row for row in _rows("bccd-50") if row["version"] == "0.2.0" and int(row["seed"]) < 6]
+    lines = []
+    for optimizer, lr0, words in (
+        ("sp", "0.002", "SP .002"),
+        ("sp", "0.005", "SP .005 (default)"),
+        ("sp", "0.01", "SP .01"),
+        ("adamw", "0.004", "AdamW .004 (best of six rates)"),
+    ):
+        own = _scores([row for row in cells if (row["optimizer"], row["lr0"]) == (optimizer, lr0)], "test_map")
+        values = [own[seed] for seed in sorted(own)]
+        shown = ", ".join(f"{100 * value:.1f}" for value in values)
+        lines.append((f"BCCD, 50 images, mAP: {words}", mean_interval(values).text(100, 2), shown))
+    for title, file in (("MNIST, 1,000", "default-mnist-1000"), ("CIFAR-10, 9,000", "default-cifar10-9000")):
+        found = _scores(_rows(file), "test")
+        values = [found[seed] for seed in sorted(found)]
+        shown = ", ".join(f"{100 * value:.1f}" for value in values)
+        lines.append((f"{title}: SP .005 (default)", mean_interval(values).text(100, 2), shown))
+    return "\n".join(markdown(("", "mean", "each seed"), lines))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "few scores": few(score_table),
+    "few ranks": few(ranks_text),
+    "few against SP": few(against_table),
+    "few in practice": few(practice_table),
+    "few spread": few(spread_table),
+    "one SP new against old": new_against_old,
+    "one SP constant rates": constant_rates,
+    "one SP default rate": default_rate,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
