@@ -1,5 +1,6 @@
 """A data set and a network small enough to train on in a test, and the program as a user starts it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from support.networks import MINI
 from support.tiny_pictures import pictures
 
 from sp_yolo.data import ensure_toy_dataset
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Figures in these tests are a CPU's. A GPU is used where its own tests are asked for by path, or
+    CUDA_VISIBLE_DEVICES names one."""
+    if not any(word in argument for argument in config.args for word in ("gpu", "triton")):
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")
