@@ -46,3 +46,16 @@ def test_weights_are_averaged_and_buffers_as_asked(average_buffers: bool) -> Non
     assert torch.allclose(ema.module[1].running_mean.double(), expected, atol=1e-6)
     assert not torch.allclose(mean, model[1].running_mean.double(), atol=1e-2)
     assert int(ema.module[1].num_batches_tracked) == 0 and not ema.module.training
+
+
+def test_models_that_move_are_found_again() -> None:
+    """What is averaged with what is found once; other memory, here another type, is another pairing."""
+    model = nn.Linear(3, 2)
+    ema = ModelEma(model, decay=0.5, ramp=1e-9)
+    ema.update(model)
+    before = model.weight.detach().double().clone()
+    model.double(), ema.module.double()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.update(model)
+    assert torch.allclose(ema.module.weight, before + 0.5, atol=1e-6)

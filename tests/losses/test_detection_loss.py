@@ -269,7 +269,7 @@ def test_reading_a_map_has_the_gradient_of_plain_indexing() -> None:
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(2, 3, 4, 5, 7, generator=generator, requires_grad=True)
     index = [torch.randint(n, (2, 40), generator=generator) for n in (3, 4, 5)]  # 40 of 60 cells: some twice
-    rows, objectness = detection._ReadMap.apply(raw, *index)
+    rows, objectness = detection._ReadMap.apply(raw, torch.arange(2)[:, None], *index)
     weights = torch.randn(2, 40, 7, generator=generator), torch.randn(120, generator=generator)
     (ours,) = torch.autograd.grad((rows * weights[0]).sum() + (objectness * weights[1]).sum(), raw)
     image = torch.arange(2)[:, None]
