@@ -45,7 +45,12 @@ class DataOptions:
     quad: bool = option(False, "quad collate: four images in one of double size")
     image_weights: bool = option(False, "show images of poor classes more often")
     cache_images: str = option(
-        "", "keep decoded images", "--cache-images", "--cache", rule=Rule(words=("ram", "disk")), without="ram"
+        "",
+        "keep resized images (default: in memory, or on disk, where they take little)",
+        "--cache-images",
+        "--cache",
+        rule=Rule(words=("ram", "disk")),
+        without="ram",
     )
     augment_on: str = option(
         "auto",
