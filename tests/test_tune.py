@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_network import MINI
+from support.networks import MINI
 
 from sp_yolo.cli import main
 from sp_yolo.config import Config, load_config

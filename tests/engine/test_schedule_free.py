@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_network import MINI
+from support.networks import MINI
 from torch import nn
 
 from sp_yolo.config import load_config
