@@ -86,7 +86,7 @@ def test_kernels_of_an_iteration(name: str, record_property: Callable[[str, obje
 
 @pytest.mark.parametrize("name", list(SIZES))
 def test_losses_and_gradients_are_the_cpus(name: str) -> None:
-    """On one CPU, weights changed by 1e-7 of themselves change these gradients by 1 to 2 %: BatchNorm over few pixels."""
+    """On one CPU, weights changed by 1e-7 of themselves change these gradients by 1 to 2 % (small BatchNorms)."""
     batch, size, found = make_batch(SIZES[name], 4), SIZES[name], []
     for device in (CPU, GPU):
         rig = Rig(make_model(name), size, device, "fp32")
