@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.networks import MINI
+from support.launcher import OPTIONS
 
 from sp_yolo.cli import main
 from sp_yolo.config import Config, load_config
-from sp_yolo.data import ensure_toy_dataset
 from sp_yolo.errors import UserError
 from sp_yolo.experiments import tune
 from sp_yolo.experiments.evolve import train_once
@@ -193,19 +192,9 @@ def test_the_run_reports_every_epoch_where_trials_are_pruned(toy_run: dict[str, 
 
 
 @pytest.fixture
-def toy_run(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "mini.yaml").write_text(MINI)
-    data = ensure_toy_dataset(tmp_path / "toy", train=8, val=4, image_size=64)
-    own = {"data": str(data), "cfg": str(tmp_path / "mini.yaml"), "project": str(tmp_path / "runs"), "epochs": 2}
-    return {
-        **own,
-        "img_size": 64,
-        "batch_size": 4,
-        "device": "cpu",
-        "workers": 0,
-        "noautoanchor": True,
-        "noplots": True,
-    }
+def toy_run(toy_yaml: Path, mini_cfg: str, tmp_path: Path) -> dict[str, Any]:
+    own = {"data": str(toy_yaml), "cfg": mini_cfg, "project": str(tmp_path / "runs"), "epochs": 2}
+    return {**{key: value for key, value in OPTIONS.items() if key != "quiet"}, **own, "noplots": True}
 
 
 def test_space_and_defaults(tmp_path: Path) -> None:
