@@ -91,7 +91,7 @@ def measure(dataset: DetectionDataset, workers: int, options: argparse.Namespace
         if torch.cuda.is_available():
             extra = {"device": torch.device("cuda"), "pin_memory": True}
         else:
-            sp_yolo.data.loader.compose = lambda batch, _: batch.pixels  # type: ignore[attr-defined]
+            sp_yolo.data.loader.compose = lambda parcel, _: parcel.data  # type: ignore[attr-defined]
     loader = build_loader(dataset, batch_size=options.batch, shuffle=True, seed=0, workers=workers, **extra)
     cpu, wall = [], []
     for epoch in range(options.rounds + 1):  # the first round starts workers and warms caches
@@ -115,17 +115,15 @@ def measure(dataset: DetectionDataset, workers: int, options: argparse.Namespace
 def print_composing(dataset: DetectionDataset, size: int) -> None:
     """What a batch costs the GPU: its transfer and the kernel, and the same in torch."""
     from sp_yolo.data import compose  # not in every checkout that may be measured
-    from sp_yolo.data.sketch import SketchBatch, pack
+    from sp_yolo.data.sketch import pack
 
-    batch = pack([dataset.item(index % len(dataset)).image for index in range(size)])
-    *tensors, hw = batch
-    pinned = SketchBatch(*(part.pin_memory() for part in tensors), hw)  # type: ignore
-    there = SketchBatch(*(part.cuda() for part in tensors), hw)  # type: ignore
-    out = torch.empty((size, *hw, 3), dtype=torch.uint8, device="cuda")
+    parcel = pack([dataset.item(index % len(dataset)).image for index in range(size)])
+    pinned, there = (parcel._replace(data=data) for data in (parcel.data.pin_memory(), parcel.data.cuda()))
+    out = torch.empty((size, *parcel.hw, 3), dtype=torch.uint8, device="cuda")
     works = {
         "transfer and composition": lambda: compose.compose(pinned, torch.device("cuda")),
         "composition": lambda: compose.compose(there, torch.device("cuda")),
-        "composition in torch": lambda: compose._in_torch(there, out),
+        "composition in torch": lambda: compose._in_torch(there.opened(out.device), out),
     }
     for name, work in works.items():
         work()
@@ -135,7 +133,7 @@ def print_composing(dataset: DetectionDataset, size: int) -> None:
             work()
         last.record()
         torch.cuda.synchronize()
-        print(f"{name}: {first.elapsed_time(last) / 20:.3f} ms a batch of {size}, {len(batch.pixels) * 3 / 1e6:.1f} MB")
+        print(f"{name}: {first.elapsed_time(last) / 20:.3f} ms a batch of {size}, {len(parcel.data) / 1e6:.1f} MB")
     print("kernel used" if not compose._failed else "the kernel does not work here")
 
 

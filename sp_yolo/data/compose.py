@@ -8,22 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sp_yolo.data.sketch import SketchBatch
+from sp_yolo.data.sketch import Parcel, SketchBatch
 
 _AT_ONCE = 1 << 22  # output pixels that torch works on together: bounds the memory
 _failed: set[torch.device] = set()  # where the kernel does not work; not tried again
 
 
 @torch.no_grad()
-def compose(batch: SketchBatch, device: torch.device) -> Tensor:
+def compose(parcel: Parcel, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] RGB in channels_last memory, on ``device``. A GPU is not waited for."""
-    *tensors, hw = batch
-    moved = SketchBatch(*(part.to(device, non_blocking=True) for part in tensors), hw)  # type: ignore
-    rgb = torch.empty((len(batch.tables), *batch.hw, 3), dtype=torch.uint8, device=device)
-    if not _in_one_kernel(moved, rgb):
-        _in_torch(moved, rgb)
+    batch = parcel.opened(device)
+    rgb = torch.empty((len(batch.tables), *parcel.hw, 3), dtype=torch.uint8, device=device)
+    if not _in_one_kernel(batch, rgb):
+        _in_torch(batch, rgb)
     if len(batch.at):
-        rgb.view(-1, 3)[moved.at] = moved.values.flip(1)
+        rgb.view(-1, 3)[batch.at] = batch.values.flip(1)
     return rgb.permute(0, 3, 1, 2)
 
 

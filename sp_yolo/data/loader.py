@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sp_yolo.data.compose import compose
 from sp_yolo.data.dataset import DetectionDataset, Item, SampleMeta
 from sp_yolo.data.images import NO_MEMORY
-from sp_yolo.data.sketch import Sketch, SketchBatch, pack
+from sp_yolo.data.sketch import Parcel, Sketch, pack
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 
 _PREFETCH = 2  # batches each worker works ahead
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 class _Sketched(NamedTuple):
     """A batch of which a device makes the pixels."""
 
-    sketches: SketchBatch
+    sketches: Parcel
     targets: Tensor
     metas: list[SampleMeta]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -68,13 +69,12 @@ class Sketch:
 class SketchBatch(NamedTuple):
     """Sketches of one size as tensors. The first layers of all images come first, then the second ones.
 
-    ``pixels`` uint8 [P, 3] BGR: the windows, row by row, one after the other; ``places`` int64 [L, 3]: first pixel,
-    height, width of each; ``inverses`` float32 [L, 3, 3]; ``mixed`` int64 [m]: the images that have a second layer;
-    ``shares`` float32 [m] of their first; ``tables`` uint8 [B, 256, 3]; ``at`` int64 [n] of all B * H * W positions;
-    ``values`` uint8 [n, 3] BGR; ``hw``: height and width in px.
+    ``places`` int64 [L, 3]: first pixel, height, width of each layer's window; ``inverses`` float32 [L, 3, 3];
+    ``mixed`` int64 [m]: the images that have a second layer; ``shares`` float32 [m] of their first; ``tables`` uint8
+    [B, 256, 3]; ``at`` int64 [n] of all B * H * W positions; ``values`` uint8 [n, 3] BGR; ``pixels`` uint8 [P, 3] BGR:
+    the windows, row by row, one after the other.
     """
 
-    pixels: Tensor
     places: Tensor
     inverses: Tensor
     mixed: Tensor
@@ -82,11 +82,31 @@ class SketchBatch(NamedTuple):
     tables: Tensor
     at: Tensor
     values: Tensor
+    pixels: Tensor
+
+
+class Parcel(NamedTuple):
+    """A :class:`SketchBatch` in one block of bytes, for one transfer to a process and one to a device.
+
+    ``data`` uint8 [size]; ``layout``: type, shape and first byte of each tensor; ``hw``: of the pictures in px.
+    """
+
+    data: Tensor
+    layout: Sequence[tuple[torch.dtype, Sequence[int], int]]
     hw: tuple[int, int]
 
+    def opened(self, device: torch.device) -> SketchBatch:
+        """The tensors on ``device``. A GPU is not waited for if ``data`` is pinned."""
+        data = self.data.to(device, non_blocking=True)
+        parts = []
+        for kind, shape, start in self.layout:
+            size = math.prod(shape) * kind.itemsize
+            parts.append(data[start : start + size].view(kind).view(*shape))
+        return SketchBatch(*parts)
 
-def pack(sketches: Sequence[Sketch]) -> SketchBatch:
-    """Paint what the sketches show of their canvases, all into one tensor.
+
+def pack(sketches: Sequence[Sketch]) -> Parcel:
+    """Paint what the sketches show of their canvases, all into one block.
 
     Raises:
         UserError: an image has become unreadable.
@@ -98,25 +118,31 @@ def pack(sketches: Sequence[Sketch]) -> SketchBatch:
     for _, (x1, y1, x2, y2), _ in layers:
         places.append((end, y2 - y1, x2 - x1))
         end += (y2 - y1) * (x2 - x1)
-    pixels = _empty(3 * end).view(end, 3)
-    for (canvas, window, _), (start, h, w) in zip(layers, places, strict=True):
-        canvas.paint(window, pixels[start : start + h * w].view(h, w, 3).numpy())
     neutral = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-    tables = np.stack([neutral if sketch.table is None else sketch.table for sketch in sketches])
     patches = [(n * height * width + s.at, s.values) for n, s in enumerate(sketches) if s.at is not None]
-    at = np.concatenate([at for at, _ in patches]) if patches else np.zeros(0, np.int64)
-    values = np.concatenate([value for _, value in patches]) if patches else np.zeros((0, 3), np.uint8)
-    return SketchBatch(
-        pixels,
-        torch.tensor(places),
-        torch.from_numpy(np.stack([layer.inverse for layer in layers]).astype(np.float32)),
-        torch.tensor(mixed, dtype=torch.int64),
-        torch.tensor([sketches[position].share for position in mixed], dtype=torch.float32),
-        torch.from_numpy(tables),
-        torch.from_numpy(at),
-        torch.from_numpy(values),
-        (height, width),
+    numbers = (
+        np.array(places, np.int64),
+        np.stack([layer.inverse for layer in layers]).astype(np.float32),
+        np.array(mixed, np.int64),
+        np.array([sketches[position].share for position in mixed], np.float32),
+        np.stack([neutral if sketch.table is None else sketch.table for sketch in sketches]),
+        np.concatenate([at for at, _ in patches]) if patches else np.zeros(0, np.int64),
+        np.concatenate([value for _, value in patches]) if patches else np.zeros((0, 3), np.uint8),
     )
+    layout: list[tuple[torch.dtype, Sequence[int], int]] = []
+    start = 0
+    for array in numbers:
+        layout.append((torch.from_numpy(array).dtype, array.shape, start))
+        start += -(-array.nbytes // 16) * 16
+    layout.append((torch.uint8, (end, 3), start))
+    data = _empty(start + 3 * end)
+    block = data.numpy()
+    for array, (_, _, first) in zip(numbers, layout, strict=False):
+        block[first : first + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    pixels = block[start:].reshape(end, 3)
+    for (canvas, window, _), (first, h, w) in zip(layers, places, strict=True):
+        canvas.paint(window, pixels[first : first + h * w].reshape(h, w, 3))
+    return Parcel(data, layout, (height, width))
 
 
 def _empty(size: int) -> Tensor:
