@@ -49,9 +49,10 @@ def _in_torch(batch: SketchBatch, rgb: Tensor) -> None:
     for start in range(0, layers, step):
         _sample(batch, slice(start, start + step), pictures[start : start + step])
     if layers > count:
-        share = batch.shares[:, None, None, None]
-        both = pictures[batch.mixed] * share + pictures[count:] * (1 - share)
-        pictures[batch.mixed] = both.to(torch.uint8)
+        mixed = (batch.second < 0).int().argsort(stable=True)[: layers - count]  # a GPU is not asked which they are
+        share = batch.shares[mixed, None, None, None]
+        both = pictures[mixed] * share + pictures[count:] * (1 - share)
+        pictures[mixed] = both.to(torch.uint8)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
         _recolour(pictures[part], batch.tables[part], rgb[part])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,14 +14,9 @@ _BLOCK = 256  # pixels per program
 def compose_pixels(batch: SketchBatch, out: Tensor) -> None:
     """``batch``, on the GPU, to ``out`` uint8 [B, H, W, 3] RGB; but for its ``values``, which are put on top later."""
     count, height, width = out.shape[:3]
-    second = torch.full((count,), -1, dtype=torch.int32, device=out.device)
-    shares = torch.ones(count, device=out.device)
-    second[batch.mixed] = torch.arange(count, len(batch.places), dtype=torch.int32, device=out.device)
-    shares[batch.mixed] = batch.shares
     grid = (triton.cdiv(height * width, _BLOCK), count)
-    compose_kernel[grid](
-        batch.pixels, batch.places, batch.inverses, second, shares, batch.tables, out, height, width, BLOCK=_BLOCK
-    )
+    layers = batch.pixels, batch.places, batch.inverses, batch.second, batch.shares
+    compose_kernel[grid](*layers, batch.tables, out, height, width, BLOCK=_BLOCK)
 
 
 @triton.jit

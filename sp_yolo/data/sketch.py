@@ -70,14 +70,14 @@ class SketchBatch(NamedTuple):
     """Sketches of one size as tensors. The first layers of all images come first, then the second ones.
 
     ``places`` int64 [L, 3]: first pixel, height, width of each layer's window; ``inverses`` float32 [L, 3, 3];
-    ``mixed`` int64 [m]: the images that have a second layer; ``shares`` float32 [m] of their first; ``tables`` uint8
+    ``second`` int32 [B]: each image's second layer, -1: none; ``shares`` float32 [B] of its first; ``tables`` uint8
     [B, 256, 3]; ``at`` int64 [n] of all B * H * W positions; ``values`` uint8 [n, 3] BGR; ``pixels`` uint8 [P, 3] BGR:
     the windows, row by row, one after the other.
     """
 
     places: Tensor
     inverses: Tensor
-    mixed: Tensor
+    second: Tensor
     shares: Tensor
     tables: Tensor
     at: Tensor
@@ -114,6 +114,8 @@ def pack(sketches: Sequence[Sketch]) -> Parcel:
     height, width = sketches[0].shape[:2]
     mixed = [position for position, sketch in enumerate(sketches) if len(sketch.layers) > 1]
     layers = [sketch.layers[0] for sketch in sketches] + [sketches[position].layers[1] for position in mixed]
+    second = np.full(len(sketches), -1, np.int32)
+    second[mixed] = np.arange(len(sketches), len(layers))
     places, end = [], 0
     for _, (x1, y1, x2, y2), _ in layers:
         places.append((end, y2 - y1, x2 - x1))
@@ -123,8 +125,8 @@ def pack(sketches: Sequence[Sketch]) -> Parcel:
     numbers = (
         np.array(places, np.int64),
         np.stack([layer.inverse for layer in layers]).astype(np.float32),
-        np.array(mixed, np.int64),
-        np.array([sketches[position].share for position in mixed], np.float32),
+        second,
+        np.array([sketch.share for sketch in sketches], np.float32),
         np.stack([neutral if sketch.table is None else sketch.table for sketch in sketches]),
         np.concatenate([at for at, _ in patches]) if patches else np.zeros(0, np.int64),
         np.concatenate([value for _, value in patches]) if patches else np.zeros((0, 3), np.uint8),
