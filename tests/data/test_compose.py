@@ -57,10 +57,11 @@ def _batches(config: DatasetConfig, recipe: AugmentRecipe, *, sketches: bool, **
 
 
 def _assert_close(made: torch.Tensor, expected: torch.Tensor) -> None:
-    """Older versions of cv2 place a pixel to 1/32 px: at an edge of 255 levels that is 4 in each direction."""
+    """cv2 5 interpolates exactly; cv2 4 places a pixel to 1/32 px, at an edge of 255 levels 4 in each direction, of
+    which the colours make more."""
     difference = (made.int() - expected.int()).abs()
-    assert made.shape == expected.shape and int(difference.max()) <= 12
-    assert float(difference.float().mean()) < 0.2
+    assert made.shape == expected.shape and int(difference.max()) <= (12 if int(cv2.__version__[0]) > 4 else 32)
+    assert float(difference.float().mean()) < 0.25 and float((difference > 3).float().mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", RECIPES)
