@@ -151,3 +151,30 @@ def test_detection_cells(toy_yaml: Path, mini_cfg: str, tmp_path: Path, quick_ru
         assert result["score"] == result["val_score"]  # no test split: measured on val
     assert not list(folder.glob("runs/*/weights")) and "Epoch" not in capsys.readouterr().out
     assert "Epoch" in next(folder.glob("runs/sp*/log.txt")).read_text()
+
+
+def test_val_samples_bound_the_other_splits_alike_for_every_seed(toy_yaml: Path, tmp_path: Path) -> None:
+    parts = [load_dataset_config(subset_yaml(str(toy_yaml), "", 5, seed, tmp_path, val_samples=3)) for seed in (0, 1)]
+    names = [
+        [Path(data.path(index)).name for index in range(len(data))]
+        for data in (DetectionDataset(part, "val", 64) for part in parts)
+    ]
+    assert names[0] == names[1] and len(names[0]) == 3
+    whole = load_dataset_config(subset_yaml(str(toy_yaml), "", 0, 0, tmp_path, val_samples=99))
+    assert len(DetectionDataset(whole, "train", 64)) > 5 and len(DetectionDataset(whole, "val", 64)) >= 4
+
+
+def test_without_pictures_the_last_epoch_is_not_measured_twice(
+    toy_yaml: Path, mini_cfg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sp_yolo.config import load_config
+    from sp_yolo.engine import Trainer, trainer
+
+    measured, validate = [], trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda *given, **more: measured.append(1) or validate(*given, **more))
+    options = {"data": str(toy_yaml), "cfg": mini_cfg, "img_size": 64, "batch_size": 4, "epochs": 2, "device": "cpu"}
+    options |= {"notest": True, "workers": 0, "noautoanchor": True, "quiet": True, "project": str(tmp_path)}
+    plain = Trainer(load_config(**options, name="plain", noplots=True)).fit()
+    assert len(measured) == 1 and not list((tmp_path / "plain").glob("*.jpg"))
+    drawn = Trainer(load_config(**options, name="drawn")).fit()
+    assert len(measured) == 3 and drawn["best"] == plain["best"] and list((tmp_path / "drawn").glob("*.jpg"))

@@ -181,3 +181,13 @@ def test_quick_thins_grids_and_shrinks_runs(tiny_study: Study) -> None:
     small = quick(detect)
     assert small.options["epochs"] == 1 and small.options["data"] == "data/toy.yaml" and small.seeds == 2
     assert small.options["cfg"]["width_multiple"] == 0.25
+
+
+def test_quick_takes_generated_data_where_those_of_the_study_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("schedulefree")
+    monkeypatch.setenv("FEW_PEAR_ROOT", "/nowhere")
+    lines: list[str] = []
+    small = quick(load_study(str(STUDIES / "few-pear.yaml")), lines.append)
+    assert small.options["data"] == "data/toy.yaml" and len(small.variants) >= 8 and len(small.variants[0].trials) == 2
+    assert len(lines) == 1 and "/nowhere" in lines[0] and lines[0].endswith("--quick takes data/toy.yaml instead")

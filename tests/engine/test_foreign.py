@@ -72,7 +72,7 @@ def test_a_class_of_any_module_with_its_arguments() -> None:
         **dict.fromkeys(("bias", "norm"), (0.004, 2.0, 0.0)),
     }
     entry = find_optimizer("somebodys:Sign")
-    assert entry.detector == {"lr0": 0.25} and not entry.momentum and entry.grid[2] == 0.25
+    assert entry.own_lr == 0.25 and not entry.momentum and entry.grid[2] == 0.25
 
 
 @pytest.mark.parametrize(

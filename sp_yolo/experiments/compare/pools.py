@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,13 +47,22 @@ def local_pool(jobs: int, packages: Sequence[str] = ()) -> Iterator[Pool | None]
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
         multiprocessing.set_forkserver_preload([*_PRELOADED, *packages])
-    with ProcessPoolExecutor(jobs, context, initializer=_use_one_thread) as executor:
+    with ProcessPoolExecutor(jobs, context, initializer=_start_process) as executor:
         yield Pool(executor, run_cell, (BrokenProcessPool,))
 
 
-def _use_one_thread() -> None:
+def _start_process() -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of what it starts
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A command that is killed cannot end its processes, which would wait for cells for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager
