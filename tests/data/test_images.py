@@ -135,6 +135,6 @@ def test_only_a_jpeg_is_decoded_reduced(tmp_path: Path) -> None:
     color = picture(100, 150).astype(np.uint16) * 257
     path = _write(tmp_path, "a.png", cv2.imencode(".png", color)[1].tobytes())
     np.testing.assert_array_equal(read_image(path, 10), read_image(path))
-    cut = _write(tmp_path, "cut.jpg", encoded(picture(100, 150))[:-100])
+    cut = _write(tmp_path, "cut.jpg", jpeg(picture(100, 150), 1)[:-100])
     with pytest.raises(ImageFault, match="truncated"):
         read_image(cut, 10)

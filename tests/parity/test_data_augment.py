@@ -10,8 +10,8 @@ import pytest
 from sp_yolo.boxes import cxcywh_to_xyxy
 from sp_yolo.data import augment
 from sp_yolo.data.augment import Sample, WarpDraws
+from sp_yolo.data.collate import collate_quad
 from sp_yolo.data.dataset import Item, SampleMeta
-from sp_yolo.data.loader import collate_quad
 
 ORACLE = np.load(Path(__file__).parent / "oracle" / "augment.npz")
 
