@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,11 @@ def _make_sgd(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> to
     return torch.optim.SGD(_without_sp(groups), lr=recipe.lr0, **own)
 
 
-def _make_adam(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
+def _make_adam(
+    kind: type[torch.optim.Adam], groups: Groups, recipe: OptimizerRecipe, keywords: Keywords
+) -> torch.optim.Optimizer:
     own: dict[str, Any] = {"betas": (recipe.momentum, 0.999), **keywords}
-    return torch.optim.Adam(_without_sp(groups), lr=recipe.lr0, **own)
-
-
-def _make_adamw(groups: Groups, recipe: OptimizerRecipe, keywords: Keywords) -> torch.optim.Optimizer:
-    own: dict[str, Any] = {"betas": (recipe.momentum, 0.999), **keywords}
-    return torch.optim.AdamW(_without_sp(groups), lr=recipe.lr0, **own)
+    return kind(_without_sp(groups), lr=recipe.lr0, **own)
 
 
 # A classifier has SP's own defaults, for sp-paper the lr and sigma of its authors' example, for AdamW its usual decay.
@@ -94,8 +92,10 @@ OPTIMIZERS = {
         _make_sp, "", {"lr0": 1.0, "sp_mode": "paper", "sp_sigma_backbone": 0.1, "sp_sigma_head": 0.1}, _WIDE
     ),
     "sgd": OptimizerEntry(_make_sgd, "sgd.yaml", {"lr0": 0.03}, _WIDE),
-    "adam": OptimizerEntry(_make_adam, "adamw.yaml", {"lr0": 0.001}, _LOW),
-    "adamw": OptimizerEntry(_make_adamw, "adamw.yaml", {"lr0": 0.001, "weight_decay": 0.01}, _LOW),
+    "adam": OptimizerEntry(partial(_make_adam, torch.optim.Adam), "adamw.yaml", {"lr0": 0.001}, _LOW),
+    "adamw": OptimizerEntry(
+        partial(_make_adam, torch.optim.AdamW), "adamw.yaml", {"lr0": 0.001, "weight_decay": 0.01}, _LOW
+    ),
 }
 
 
