@@ -20,6 +20,7 @@ def timeless(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in result.items() if key not in TIMED} for result in results]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(tiny_study: Study, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     cells, lines = tuning_cells(tiny_study), []

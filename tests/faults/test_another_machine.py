@@ -22,6 +22,7 @@ def test_every_module_can_be_imported(machine: Program) -> None:
     assert int(done.stdout) == len([*PACKAGE.rglob("*.py")]) - len(left_out)
 
 
+@pytest.mark.slow
 def test_training_with_a_spawned_worker_and_resuming(machine: Program, toy_yaml: Path, mini_cfg: str) -> None:
     """Two steps, validated and saved; gone on with for two more. The console shows ASCII only."""
     flags = ("--cfg", mini_cfg, "--batch", "10", "--epochs", "1", "--workers", "1", "--name", "für")
