@@ -74,8 +74,8 @@ def few(table: Callable[[Page], list[str] | str]) -> Callable[[], str]:
 
 
 # -------------------------------------------------------------------------------------------------- version 0.2: one SP
-def _rows(name: str) -> Rows:
-    with open(RESULTS / "one-sp" / f"{name}.csv", newline="", encoding="utf-8") as file:
+def _rows(name: str, study: str = "one-sp") -> Rows:
+    with open(RESULTS / study / f"{name}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -145,6 +145,42 @@ def default_rate() -> str:
     return "\n".join(markdown(("", "mean", "each seed"), lines))
 
 
+# ---------------------------------------------------------------------------------------------------- smaller questions
+def metric_decay() -> str:
+    """What was chosen for each way of decay, its test scores, and the paired difference."""
+    lines = []
+    for title, file in (("MNIST, 1,000", "mnist-1000"), ("CIFAR-10, 5,000", "cifar10-5000")):
+        rows = _rows(file, "metric-decay")
+        tested = {
+            decay: [row for row in rows if (row["decay"], row["split"]) == (decay, "test")]
+            for decay in ("uniform", "metric")
+        }
+        scores = {decay: _scores(own, "score") for decay, own in tested.items()}
+        seeds = sorted(set(scores["uniform"]) & set(scores["metric"]))
+        uniform, metric = ([scores[decay][seed] for seed in seeds] for decay in ("uniform", "metric"))
+        chosen = (f"lr {own[0]['lr0']}, decay {own[0]['weight_decay']}" for own in tested.values())
+        means = (mean_interval(values).text(100, 2) for values in (uniform, metric))
+        columns = [f"{mean} ({choice})" for mean, choice in zip(means, chosen, strict=True)]
+        lines.append((title, str(len(seeds)), *columns, paired_test(metric, uniform).difference.text(100, 2, "+")))
+    return "\n".join(markdown(("", "seeds", "uniform", "in the metric", "difference"), lines))
+
+
+def out_of_the_box() -> str:
+    """mAP@.5 / mAP of each trainer in equal time, by data set."""
+    rows = _rows("rows", "out-of-the-box")
+    trainers = list(dict.fromkeys(row["trainer"] for row in rows))
+    lines = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = {row["trainer"]: row for row in rows if row["data"] == data}
+        found = (own.get(trainer) for trainer in trainers)
+        lines.append((data, *(_both_maps(row) if row else "" for row in found)))
+    return "\n".join(markdown(("", *trainers), lines))
+
+
+def _both_maps(row: dict[str, str]) -> str:
+    return f"{float(row['map50']):.3f} / {float(row['map50_95']):.3f} ({row['epochs']} epochs)"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "few scores": few(score_table),
     "few ranks": few(ranks_text),
@@ -154,6 +190,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "one SP new against old": new_against_old,
     "one SP constant rates": constant_rates,
     "one SP default rate": default_rate,
+    "decay in the metric": metric_decay,
+    "out of the box": out_of_the_box,
 }
 
 
