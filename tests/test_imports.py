@@ -26,11 +26,12 @@ ALLOWED = {
     "report": {"data", "eval", *LEAVES},
     "runtime": {"models", *LEAVES},
     "engine": ENGINE,
-    "detector": ENGINE,
+    "detections": {"errors"},
+    "detector": {"detections", *ENGINE},
     "export": ENGINE,
     "experiments": ENGINE,
     "plugins": {"optim", "errors"},
-    "commands": {"detector", "experiments", "export", "plugins", *ENGINE},
+    "commands": {"detections", "detector", "experiments", "export", "plugins", *ENGINE},
     "cli": {"commands", "config", "errors", "runtime"},
 }
 OUTSIDE = {"optim": {"torch", "triton"}}  # triton: by one file, which is imported where a GPU is used

@@ -25,7 +25,7 @@ TYPED = [
     ("val", "--noval", ""),  # --notest belongs to train
     ("export", "--half", "here it is --fp16"),
     ("export", "--include", "here it is --format"),
-    ("predict", "--vid-stride", "it has no counterpart here, leave it out"),
+    ("predict", "--save-crop", "it has no counterpart here, leave it out"),
     ("predict", "--hide-labels", "it has no counterpart here"),
 ]
 NEEDED = {"predict": ["--weights", "w.pt", "--source", "x.jpg"], "train": [], "eval": ["a", "b"]}

@@ -45,7 +45,6 @@ RELATIVES: dict[str, tuple[tuple[str, str], ...]] = {
     "--visualize": _NONE,
     "--update": _NONE,
     "--save-crop": _NONE,
-    "--vid-stride": _NONE,
     "--include": (("--format", "here it is --format"),),
     "--opset": _NONE,
     "--inplace": _NONE,

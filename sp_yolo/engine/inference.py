@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sp_yolo.models import DetectionModel
-from sp_yolo.runtime.device import Compute
+from sp_yolo.engine.inputs import size_grid, to_input
+from sp_yolo.models import DetectionModel, deploy, model_from_weights
+from sp_yolo.runtime.device import Compute, searched_convolutions
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as a detector calls it, whatever runs it.
+
+    ``names``: of its classes. ``stride``: sides of images are multiples of it, in px. ``forward``: uint8 [B, 3, H, W]
+    RGB on the CPU -> float [B, N, 5 + classes]: cx, cy, w, h in px of these images, objectness, classes.
+    """
+
+    names: tuple[str, ...]
+    stride: int
+    forward: Callable[[Tensor], Tensor]
+
+
+def open_network(weights: str, compute: Compute, *, augment: bool = False) -> Network:
+    """The network of a file, ready to run: the one place where a detector's file is loaded and called.
+
+    ``augment``: three scales, one mirrored.
+
+    Raises:
+        UserError: the file holds no model.
+    """
+    model = model_from_weights(weights)
+    deployed = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
+    runnable = for_inference(deployed, compute)
+
+    @torch.no_grad()
+    def forward(images: Tensor) -> Tensor:
+        with compute.autocast(), searched_convolutions(shapes_repeat=False):
+            decoded: Tensor = runnable(to_input(images, compute), augment=augment)[0]
+        return decoded
+
+    return Network(tuple(model.names), size_grid(model), forward)
 
 
 def for_inference(model: DetectionModel, compute: Compute) -> DetectionModel:
