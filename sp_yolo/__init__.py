@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from sp_yolo.detector import Detector
     from sp_yolo.engine import Trainer
     from sp_yolo.optim import SP, build_param_groups
+    from sp_yolo.trackers import Callback
 
 __version__ = "0.2.0"
-__all__ = ["SP", "Detector", "Trainer", "__version__", "build_param_groups"]
+__all__ = ["SP", "Callback", "Detector", "Trainer", "__version__", "build_param_groups"]
 
 _HOMES = {
     "SP": "sp_yolo.optim",
     "build_param_groups": "sp_yolo.optim",
     "Detector": "sp_yolo.detector",
     "Trainer": "sp_yolo.engine",
+    "Callback": "sp_yolo.trackers",
 }
 
 

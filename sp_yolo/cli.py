@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from sp_yolo.commands.relatives import RELATIVES
 from sp_yolo.config import add_options, entries, from_arguments
 from sp_yolo.errors import EnvironmentFault, SPYoloError
+from sp_yolo.runtime.words import shown
 
 # command -> (module with OPTIONS, EXAMPLES and run, one line of help)
 COMMANDS = {
@@ -85,7 +86,8 @@ def guarded(command: str, argv: Sequence[str], prog: str = "") -> int:
         if isinstance(stream, io.TextIOWrapper):  # a Windows console or LANG=C cannot show every letter
             stream.reconfigure(errors="replace")
     try:
-        return run_command(command, argv, prog)
+        with shown():
+            return run_command(command, argv, prog)
     except SPYoloError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

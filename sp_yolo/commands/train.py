@@ -42,15 +42,21 @@ class FormerOptions:
 
 
 OPTIONS = (Config, EvolveOptions, FormerOptions)
-_WANDB = ("bucket", "entity", "upload_dataset", "bbox_interval", "artifact_alias")
+# The original's flags of Weights & Biases, and what replaces them.
+_WANDB = {
+    "entity": "Weights & Biases is --log wandb here, the entity its own variable WANDB_ENTITY",
+    "bucket": "nothing is uploaded to a bucket; --log wandb, mlflow or trackio keep pictures and report",
+    "upload_dataset": "data are not uploaded; --log wandb (Weights & Biases) keeps figures, pictures and report",
+    "bbox_interval": "drop the flag: --log wandb (Weights & Biases) keeps the pictures that the run draws",
+    "artifact_alias": "data are not uploaded, so no artifact of them has an alias; --log wandb is Weights & Biases",
+}
 
 
 def run(config: Config, evolution: EvolveOptions, former: FormerOptions) -> int:
     """Train, once or many times; returns the exit code."""
     for name in _WANDB:
         if getattr(former, name) is not None:
-            words = "Weights & Biases is not used here; drop the flag (metrics.jsonl and TensorBoard are written)"
-            raise UserError(f"--{name}: {words}")
+            raise UserError(f"--{name}: {_WANDB[name]}")
     generations, minutes = evolution.evolve, evolution.evolve_minutes
     if minutes is not None and (generations is None or minutes <= 0):
         raise UserError(f"--evolve-minutes {minutes:g}: must be above 0, and bounds --evolve")

@@ -202,7 +202,7 @@ class _Watcher:
     """Sees each batch with its detections: draws the first ones, writes text files where they were asked for."""
 
     def __init__(self, options: ValOptions, folder: RunDir, names: Sequence[str]) -> None:
-        self.pictures = RunPictures(folder.path, names, tensorboard=False)
+        self.pictures = RunPictures(folder.path, names)
         texts = options.save_txt or options.save_hybrid
         self.texts = _TextFiles(folder.path / "labels", options.save_conf) if texts else None
 

@@ -115,6 +115,13 @@ class FolderOptions:
     save_every: float = option(
         SAVE_EVERY, "save within epochs too (default 10; 0: off)", rule=Rule(0, 1e6), metavar="MINUTES", on_resume=True
     )
+    log: tuple[str, ...] = option(
+        (),
+        "experiment trackers (default: TensorBoard where it is installed)",
+        rule=Rule(words=("tensorboard", "wandb", "mlflow", "trackio")),
+        repeated=True,
+        on_resume=True,
+    )
     noplots: bool = option(False, "no pictures, no report.html", on_resume=True)
     quiet: bool = option(False, "no progress bar, one line per epoch", on_resume=True)
 

@@ -25,6 +25,7 @@ from sp_yolo.errors import EnvironmentFault, StorageError, UserError
 from sp_yolo.report.check_page import write_check_page
 from sp_yolo.report.pictures import draw_mosaic
 from sp_yolo.report.plots import draw_label_statistics
+from sp_yolo.runtime.words import bar_switch
 
 ANCHOR_THRESHOLD = 4.0  # anchor_t of every recipe
 SAMPLES = 16
@@ -105,7 +106,7 @@ def check_files(splits: dict[str, DetectionDataset], findings: Findings) -> None
     shared: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for split, dataset in splits.items():
         paths = [dataset.path(index) for index in range(len(dataset))]
-        for path, digest, fault in tqdm(_examine(paths), total=len(paths), desc=f"{split} images", disable=None):
+        for path, digest, fault in tqdm(_examine(paths), total=len(paths), desc=f"{split} images", **bar_switch(None)):
             if fault:
                 findings.add(split, f"{path}: {fault}")
                 continue

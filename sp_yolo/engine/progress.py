@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
 from sp_yolo.losses import LossParts
+from sp_yolo.trackers import Record
 
-Record = dict[str, Any]  # of one epoch, as metrics.jsonl has it
 PARTS = ("box", "obj", "cls", "total")
 
 

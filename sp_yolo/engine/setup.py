@@ -124,7 +124,7 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
             state=state,
             folder=folder,
             step=TrainStep(_step_settings(plan), plan.compute, world, network, loss, schedule, state, folder),
-            pictures=RunPictures(folder.path, plan.model.names, tensorboard=world.main),
+            pictures=RunPictures(folder.path, plan.model.names),
         )
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from sp_yolo import __version__
-from sp_yolo.engine.progress import PARTS, Progress, Record
+from sp_yolo.engine.progress import PARTS, Progress
 from sp_yolo.engine.splits import MeasuredSplit
 from sp_yolo.eval import EvalResult
 from sp_yolo.optim import SP
 from sp_yolo.report import write_report
 from sp_yolo.runtime.device import Compute
+from sp_yolo.trackers import Record
 
 MEASURED = ("precision", "recall", "map50", "map50_95")
 

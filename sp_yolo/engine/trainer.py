@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -13,19 +13,22 @@ from tqdm import tqdm
 from sp_yolo.config import Config, load_config
 from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import image_weights, to_input
-from sp_yolo.engine.progress import Record, RunningLoss
+from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
 from sp_yolo.engine.setup import Run, set_up
 from sp_yolo.engine.summary import epoch_record, run_report, run_summary
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
+from sp_yolo.engine.watch import run_start, watchers
 from sp_yolo.eval import EvalResult
 from sp_yolo.models import load_weights
-from sp_yolo.report import per_class_table
+from sp_yolo.report import per_class_table, written_files
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
 from sp_yolo.runtime.device import searched_convolutions
 from sp_yolo.runtime.distributed import average, broadcast, copy_from_main, gather, join_world, largest, leave_world
 from sp_yolo.runtime.faults import explained
 from sp_yolo.runtime.interrupt import Interrupt, signal_words
+from sp_yolo.runtime.words import bar_switch, note
+from sp_yolo.trackers import Callback, Callbacks, Record, Step
 
 TRAIN_HEADER = ("\n" + "%10s" * 8) % ("Epoch", "gpu_mem", "box", "obj", "cls", "total", "labels", "img_size")
 SHOW_EVERY = 20  # iterations between looks at a GPU's running losses: each look waits for the GPU
@@ -34,54 +37,65 @@ SHOW_EVERY = 20  # iterations between looks at a GPU's running losses: each look
 class Trainer:
     """One run, from its options to weights and a summary: ``Trainer.new(data=..., epochs=30).fit()``.
 
+    ``callbacks`` watch it, in the main process, beside the trackers of ``log``; what one raises ends the run.
+    The table of epochs is printed; notes and warnings go to the logger "sp_yolo".
+
     Raises:
         UserError: data, recipe, weights or flags are wrong. EnvironmentFault: the device is not there.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
         self.world = join_world()
         self.run: Run = set_up(config, self.world, self.say)
         self.options = self.run.options
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
+        self.callbacks = watchers(self.options, callbacks) if self.world.main else Callbacks([])
         self._measured_last: tuple[EvalResult, tuple[float, ...]] | None = None
 
     @classmethod
-    def new(cls, **options: object) -> Trainer:
+    def new(cls, *, callbacks: Sequence[Callback] = (), **options: object) -> Trainer:
         """A new run; ``options``: fields of :class:`sp_yolo.config.Config`, the flags of train_sp.py."""
-        return cls(load_config(**options))
+        return cls(load_config(**options), callbacks)
 
     @classmethod
-    def resume(cls, run: str | bool = True, **options: object) -> Trainer:
+    def resume(cls, run: str | bool = True, *, callbacks: Sequence[Callback] = (), **options: object) -> Trainer:
         """The run in a folder or of a checkpoint, True: the newest; ``options``: those that may change on resume."""
-        return cls(load_config(resume=run, **options))
+        return cls(load_config(resume=run, **options), callbacks)
 
     def say(self, text: str) -> None:
-        if self.world.main and text:
+        """A note; see :func:`sp_yolo.runtime.words.note`."""
+        if self.world.main:
+            note(text)
+
+    def show(self, text: str) -> None:
+        """A part of the table of epochs, or of the result."""
+        if self.world.main:
             print(text, flush=True)
 
-    def fit(self, on_epoch: Callable[[Record], None] | None = None) -> Record:
+    def fit(self) -> Record:
         """Train to the last epoch, validate each, keep best and last weights, write the summary, return it.
-
-        ``on_epoch`` is called with the record of each epoch, after it was saved; what it raises ends the run.
 
         Raises:
             NonFiniteError: a loss or gradient became NaN or infinite. StorageError: a file could not be written.
             EnvironmentFault: memory does not suffice, a data worker or another process of the run died.
             SystemExit: 130 or 143 after Ctrl-C or SIGTERM; the state is saved first.
         """
-        started, run = time.perf_counter(), self.run
+        started, run, summary = time.perf_counter(), self.run, None
         self.say(f"{len(run.train.data)} training images of {self.options.data}; run directory {run.folder.path}")
         try:
             one_shape = searched_convolutions(not (self.options.multi_scale or self.options.rect))
             with explained(run.train.batch_size, run.size.train, self.world.size), self.interrupt, one_shape:
+                if self.world.main:
+                    self.callbacks.on_start(run_start(run))
                 # An epoch is over when it is recorded: one that was stopped while it was validated is not.
                 while not self._is_over():
                     epoch = len(run.state.progress.records)
                     self._close_epoch(epoch, self._train_epoch(epoch))
-                    if on_epoch is not None:
-                        on_epoch(run.state.progress.records[-1])
-                return self._finish(started)
+                    self.callbacks.on_epoch(run.state.progress.records[-1])
+                summary = self._finish(started)
+                return summary
         finally:
+            self.callbacks.on_end(summary)
             run.train.loader.close()
             run.val.loader.close()
             leave_world(self.world)
@@ -107,24 +121,25 @@ class Trainer:
         if self.options.compat:
             run.state.optimizer.zero_grad()
         run.model.train()
-        self.say(TRAIN_HEADER)
+        self.show(TRAIN_HEADER)
         weights = None
         if self.options.image_weights:
             seen = progress.records[-1]["class_map"] if progress.records else []
             weights = image_weights(run.train.data.labels, seen or [0.0] * run.model.num_classes)
         started = time.perf_counter()
-        quiet = self.options.quiet or not self.world.main
-        with tqdm(
-            total=total, initial=first, disable=quiet, bar_format="{desc}{bar:10} {n}/{total} {remaining}"
-        ) as bar:
+        quiet = bar_switch(self.options.quiet or not self.world.main)
+        with tqdm(total=total, initial=first, bar_format="{desc}{bar:10} {n}/{total} {remaining}", **quiet) as bar:
+            hidden = bar.disable
             for batch in run.train.loader.epoch(epoch, first, image_weights=weights):
                 updated = run.step(batch)
                 if progress.iteration <= 3 and self._draws:
-                    run.pictures.train_batch(progress.iteration - 1, batch)
+                    self.callbacks.on_files([run.pictures.train_batch(progress.iteration - 1, batch)])
                 last = progress.iteration % total == 0
                 if run.compute.device.type == "cpu" or last or progress.iteration % SHOW_EVERY == 0:
                     self._show(bar, epoch, batch)
                 bar.update()
+                if self.callbacks.steps:
+                    self.callbacks.on_step(Step(epoch, progress.iteration, updated, run.state.losses.mean()))
                 if not updated:  # gradients are being summed: no place to stop or save at
                     continue
                 # All processes stop after the same step, or those that go on would wait for the others for ever.
@@ -133,8 +148,8 @@ class Trainer:
                     self._stop(signal)
                 if self._save_is_due():
                     self.save()
-        if self.options.quiet:
-            self.say(bar.desc)
+        if hidden:
+            self.show(bar.desc)
         return len(run.train.data) * (total - first) / total / (time.perf_counter() - started)
 
     def _show(self, bar: tqdm[NoReturn], epoch: int, batch: Batch) -> None:
@@ -146,7 +161,7 @@ class Trainer:
     def _stop(self, signal: int) -> NoReturn:
         self.save()
         largest(0, self.world)  # the others leave when the main process has saved: torchrun ends all once one is gone
-        self.say(f"\n{signal_words(signal)}, saved; go on with: --resume {self.run.folder.path}")
+        self.say(f"{signal_words(signal)}, saved; go on with: --resume {self.run.folder.path}")
         raise SystemExit(128 + signal)
 
     # ----------------------------------------------------------------------------------------------------- validation
@@ -196,7 +211,7 @@ class Trainer:
             outcome = self._validate(draw=False)
             if outcome is None:
                 self._stop(largest(self.interrupt.signal, self.world))
-            self.say(per_class_table(outcome[0], summary_only=True))
+            self.show(per_class_table(outcome[0], summary_only=True))
         record = epoch_record(
             epoch,
             means,
@@ -212,7 +227,6 @@ class Trainer:
         run.state.losses = RunningLoss(run.compute.device, progress)
         if self.world.main:
             run.folder.write_results(progress.records, run.size.epochs)
-            run.pictures.scalars(record)
             self._save_epoch(epoch, improved)
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -262,12 +276,12 @@ class Trainer:
             outcome = self._validate(draw=True)
         if outcome is None:
             signal = largest(self.interrupt.signal, self.world)
-            self.say(f"\n{signal_words(signal)}; the rest is done by: --resume {path}")
+            self.say(f"{signal_words(signal)}; the rest is done by: --resume {path}")
             raise SystemExit(128 + signal)
         best = outcome[0]
         if not self.world.main:
             return {}
-        self.say(f"\n{per_class_table(best)}\n\n{best.summary_text}")
+        self.show(f"\n{per_class_table(best)}\n\n{best.summary_text}")
         seconds = time.perf_counter() - started
         summary = run_summary(best, progress, seconds, self.options.seed, run.compute)
         facts = {"data": self.options.data, "recipe": run.recipe_path, "seed": summary["seed"]}
@@ -276,7 +290,8 @@ class Trainer:
         if self._draws:
             self.say("\n".join(run_report(path, best, run.val, title=title, facts=facts, history=progress.records)))
         run.folder.write_json("summary.json", summary)
-        self.say(
+        self.callbacks.on_files(written_files(path))
+        self.show(
             f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
             f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
             f"{'' if run.val.data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"

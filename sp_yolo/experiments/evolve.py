@@ -22,10 +22,11 @@ import yaml
 
 from sp_yolo.config import HYP_RULES, Config, read_yaml
 from sp_yolo.engine import Trainer
-from sp_yolo.engine.progress import Record, fitness
+from sp_yolo.engine.progress import fitness
 from sp_yolo.errors import EnvironmentFault, NonFiniteError, StorageError, UserError
 from sp_yolo.report.plots import new_figure, save_figure
 from sp_yolo.runtime.folder import RunDir
+from sp_yolo.trackers import Callback, Record
 
 GENERATIONS = 300
 PARENTS = 5
@@ -110,14 +111,22 @@ def _generation(config: Config, folder: Path, rows: list[dict[str, Any]]) -> dic
     return {"generation": number, **found, **{key: hyp[key] for key in mutable_keys(hyp, config.optimizer)}}
 
 
+class _Watch(Callback):
+    def __init__(self, see: Callable[[Record], None]) -> None:
+        self._see = see
+
+    def on_epoch(self, record: Record) -> None:
+        self._see(record)
+
+
 def train_once(config: Config, on_epoch: Callable[[Record], None] | None = None) -> dict[str, float]:
     """Train as ``config`` says; its last epoch's fitness, map50, map50_95, zeros if it diverges.
 
-    Only the last epoch is validated, unless ``on_epoch`` looks at each (see :meth:`Trainer.fit`).
+    Only the last epoch is validated, unless ``on_epoch`` looks at the record of each.
     """
     try:
         run = dataclasses.replace(config, notest=on_epoch is None, nosave=True, exist_ok=True)
-        final = Trainer(run).fit(on_epoch)["final"]
+        final = Trainer(run, [_Watch(on_epoch)] if on_epoch else []).fit()["final"]
     except NonFiniteError as error:
         print(error)
         final = {"map50": 0.0, "map50_95": 0.0}

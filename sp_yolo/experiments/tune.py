@@ -11,10 +11,11 @@ import yaml
 
 from sp_yolo.config import HYP_RULES, Config, check_hyperparameter, load_config, read_yaml
 from sp_yolo.engine.plan import recipe_of
-from sp_yolo.engine.progress import Record, fitness
+from sp_yolo.engine.progress import fitness
 from sp_yolo.errors import EnvironmentFault, UserError
 from sp_yolo.experiments.evolve import train_once
 from sp_yolo.runtime.folder import RunDir
+from sp_yolo.trackers import Record
 
 Space = Mapping[str, tuple[float, float] | tuple[float, float, str]]
 STUDY = "sp-yolo"  # name of the study in a storage

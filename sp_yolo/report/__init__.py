@@ -1,6 +1,6 @@
 """All that is written or drawn for people: tables, pictures, plots and pages, from arrays and results."""
 
-from sp_yolo.report.evaluation import per_class_table, write_report
+from sp_yolo.report.evaluation import per_class_table, write_report, written_files
 from sp_yolo.report.pictures import boxes_of_targets, draw_mosaic
 
-__all__ = ["boxes_of_targets", "draw_mosaic", "per_class_table", "write_report"]
+__all__ = ["boxes_of_targets", "draw_mosaic", "per_class_table", "write_report", "written_files"]

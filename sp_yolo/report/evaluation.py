@@ -35,6 +35,12 @@ PICTURES = (
 )
 
 
+def written_files(folder: Path) -> list[Path]:
+    """Of a folder the pictures, the page and the table of its report, as far as they are there."""
+    names = (*PICTURES, "report.html", "per_class.csv")
+    return [path for name in names for path in sorted(folder.glob(name))]
+
+
 def table_rows(result: EvalResult) -> list[tuple[str, int, int, float, float, float, float]]:
     """The row "all", then one row per class with labels, in the order of `COLUMNS`."""
     rows = [("all", result.images, result.labels, result.precision, result.recall, result.map50, result.map50_95)]

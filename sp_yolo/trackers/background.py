@@ -1,0 +1,62 @@
+"""A tracker in a thread of its own: it may be slow, fail, hang or be missing, and the run does not notice."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sp_yolo.trackers.callback import Callback, Record, RunStart
+
+PATIENCE, HASTE = 60.0, 20.0  # seconds that a run waits for its trackers when it is done, and when it was stopped
+_LOG = logging.getLogger("sp_yolo")
+
+
+def background(name: str, *, asked_for: bool = True) -> Callback:
+    """The tracker of ``--log name``. ``asked_for``: otherwise nothing is said where its package is missing."""
+    return _Background(name, asked_for)
+
+
+class _Background(Callback):
+    def __init__(self, name: str, asked_for: bool) -> None:
+        self._name, self._asked_for = name, asked_for
+        self._events: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"--log {name}", daemon=True)
+
+    def on_start(self, run: RunStart) -> None:
+        self._thread.start()
+        self._events.put(("on_start", run))
+
+    def on_epoch(self, record: Record) -> None:
+        self._events.put(("on_epoch", record))
+
+    def on_files(self, paths: Sequence[Path]) -> None:
+        self._events.put(("on_files", paths))
+
+    def on_end(self, summary: Record | None) -> None:
+        if not self._thread.ident:  # it was stopped before it began
+            return
+        self._events.put(("on_end", summary))
+        self._thread.join(PATIENCE if summary else HASTE)
+        if self._thread.is_alive():
+            _LOG.warning("--log %s: has not sent everything yet and is left behind", self._name)
+
+    def _work(self) -> None:
+        """Do what was put into the queue, up to the end or the first fault; BaseException: a package may exit."""
+        try:
+            tracker: Callback = importlib.import_module(f"sp_yolo.trackers.{self._name}").Tracker()
+            event = ""
+            while event != "on_end":
+                event, value = self._events.get()
+                handler: Callable[[object], None] = getattr(tracker, event)
+                handler(value)
+        except ImportError as error:
+            if self._asked_for:
+                words = f"pip install 'sp-yolo[{self._name}]' ({error})"
+                _LOG.warning("--log %s: not installed, nothing is logged there: %s", self._name, words)
+        except BaseException as error:
+            words = next(iter(str(error).splitlines()), "") or type(error).__name__
+            _LOG.warning("--log %s: failed, nothing more is logged there; the run goes on: %s", self._name, words)
