@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sp_yolo.config.options import Rule, checked, entries, option
 from sp_yolo.config.recipe import HYP_RULES, parse_assignments
@@ -15,6 +15,7 @@ from sp_yolo.errors import UserError
 AT_LEAST_1, AT_LEAST_0, SIZE = Rule(1), Rule(0), Rule(1, 8192)
 SAVE_EVERY = 10.0  # minutes
 OPTIMIZER_WORDS = "sp, sgd, adam, adamw, muon, a class of torch.optim, timm:NAME, pytorch_optimizer:NAME, module:Class"
+Function: TypeAlias = Callable[..., Any]
 read_arguments = functools.partial(parse_assignments, flag="--opt")
 
 
@@ -43,6 +44,18 @@ class DataOptions:
     single_cls: bool = option(False, "treat all classes as one, called item")
     rect: bool = option(False, "rectangular training: no mosaic, batches sorted by aspect ratio")
     quad: bool = option(False, "quad collate: four images in one of double size")
+    close_mosaic: int = option(
+        0,
+        "train the last N epochs without mosaic and mixup (default 0: none)",
+        rule=AT_LEAST_0,
+        metavar="N",
+        on_resume=True,
+    )
+    augment_with: str | Function = option(
+        "",
+        "a function of yours that has the last word on each training sample (docs/extending.md)",
+        metavar="MODULE:FUNCTION",
+    )
     image_weights: bool = option(False, "show images of poor classes more often")
     cache_images: str = option(
         "",
@@ -74,6 +87,9 @@ class RecipeOptions:
         {}, "argument of the optimizer's class; repeatable", metavar="KEY=VALUE", repeated=True, read=read_arguments
     )
     adam: bool = option(False, "same as --optimizer adam")
+    class_weights: bool = option(
+        False, "objects of rare classes count more in the class loss, by the root of their rarity"
+    )
     linear_lr: bool = option(False, "linear instead of cosine schedule")
     label_smoothing: float = option(
         0.0, "aim at 1 - EPS/2 for the true class and EPS/2 for the others", rule=Rule(0, 0.9999), metavar="EPS"
@@ -86,8 +102,14 @@ class LoopOptions:
     """Training."""
 
     epochs: int | None = option(None, "default 300; the toy data 18", rule=AT_LEAST_1, on_resume=True)
-    batch_size: int | None = option(
-        None, "total over all devices (default 16; the toy data 8)", "--batch-size", "--batch", rule=AT_LEAST_1
+    batch_size: str | int | None = option(
+        None,
+        "total over all devices, or auto: what fits into memory, 64 per device at most (default 16; the toy data 8)",
+        "--batch-size",
+        "--batch",
+        rule=Rule(1, words=("auto",), whole=True),
+        metavar="N",
+        read=lambda word: int(word) if word.lstrip("+-").isdecimal() else word,
     )
     img_size: tuple[int, ...] | None = option(
         None, "train and test size in px (default 640 640)", "--img-size", "--img", "--imgsz", rule=SIZE
@@ -96,6 +118,13 @@ class LoopOptions:
     seed: int = option(0, "seed of everything random", rule=Rule(0, 2**32 - 1))
     patience: int = option(
         0, "stop after N epochs without a better one (default 0: never)", rule=AT_LEAST_0, metavar="N", on_resume=True
+    )
+    max_minutes: float | None = option(
+        None,
+        "start no epoch that would end after M minutes; the rest is done by --resume",
+        rule=Rule(0),
+        metavar="M",
+        on_resume=True,
     )
     notest: bool = option(False, "validate only after the last epoch")
     resume: str | bool = option(False, "go on with the newest run, or the one given", metavar="PATH", without=True)
@@ -174,6 +203,9 @@ class Config(ModelOptions, DataOptions, RecipeOptions, LoopOptions, FolderOption
     def as_dict(self) -> dict[str, Any]:
         """Plain types only, as written to opt.yaml; ``load_config(**as_dict())`` gives the same run back."""
         values = dataclasses.asdict(self)
+        hook = self.augment_with
+        if not isinstance(hook, str):
+            values["augment_with"] = f"{hook.__module__}:{hook.__qualname__}"
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

@@ -16,6 +16,7 @@ from sp_yolo.data import augment as augmentation
 from sp_yolo.data.augment import Sample
 from sp_yolo.data.cache import Load, MemoryCache, open_cache
 from sp_yolo.data.canvas import Tile, painted
+from sp_yolo.data.hook import AugmentHook, apply_hook
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
 from sp_yolo.data.labels.common import CROWD
@@ -51,6 +52,7 @@ class DetectionDataset:
     False, or what :func:`sp_yolo.data.cache.open_cache` takes; ``processes`` on this machine keep images of their own.
     ``augment``: the recipe's part; without one nothing is drawn. With one, large JPEGs are decoded at reduced size,
     but with ``compat``. ``sketches``: training items hold sketches, of which ``compose`` makes the pixels.
+    ``mosaic_epochs``: from this epoch on there is no mosaic and no mixup; ``hook`` has the last word on a sample.
 
     ``labels``: list of float32 [n, 5]; ``shapes_wh``: [n, 2] px; ``category_ids``: class index -> category id of
     ``ground_truth()``; ``warnings``: one line per faulty file; ``tally``: what was found and dropped, ``counts`` the
@@ -78,6 +80,8 @@ class DetectionDataset:
         compat: bool = False,
         processes: int = 1,
         sketches: bool = False,
+        mosaic_epochs: int | None = None,
+        hook: AugmentHook | None = None,
     ) -> None:
         found = scan(config, split, single_class=single_class, compat=compat)
         self.image_size, self.seed, self.augment, self.rect = image_size, seed, augment, rect
@@ -91,6 +95,7 @@ class DetectionDataset:
             self._plan_rect(batch_size, stride, pad)
         self.labels = [entry.labels for entry in self._entries]
         self.shapes_wh = np.array([entry.size_wh for entry in self._entries], np.int64)
+        self._mosaic_epochs, self._hook = mosaic_epochs, hook
         self._render: augmentation.Render = Sketch.warped if sketches else augmentation.warp_pixels
         # A measurement keeps every pixel, and --compat those of the original.
         self._reduces = augment is not None and not compat
@@ -119,7 +124,11 @@ class DetectionDataset:
         if self.augment is not None:
             # the order of the fold is part of what a resumed run relies on
             rng = np.random.default_rng((self.seed, epoch, index, repeat))
-            sample, ratio_pad = self._training_sample(index, self.augment, rng)
+            closed = self._mosaic_epochs is not None and epoch >= self._mosaic_epochs
+            recipe = replace(self.augment, mosaic=0.0) if closed else self.augment
+            sample, ratio_pad = self._training_sample(index, recipe, rng)
+            if self._hook is not None:
+                sample = apply_hook(self._hook, sample, rng, len(self.names), entry.path)
         else:
             sample, ratio_pad = self._letterboxed(index)
         height, width = sample.image.shape[:2]

@@ -44,6 +44,17 @@ def rescale(images: torch.Tensor, image_size: int, grid: int, seed: int, iterati
     return functional.interpolate(images, size=shape, mode="bilinear", align_corners=False)
 
 
+def class_weights(labels: Sequence[np.ndarray], classes: int) -> list[float]:
+    """--class-weights: of each class the root of how much rarer it is than others, 1 on average over the labels.
+
+    ``labels``: [n, 5] per image, class first. A class without labels has 1.
+    """
+    counts = np.bincount(np.concatenate([label[:, 0] for label in labels]).astype(int), minlength=classes)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** -0.5, 0.0)
+    scale = counts.sum() / max((counts * weights).sum(), 1e-12)
+    return np.where(counts > 0, weights * scale, 1.0).tolist()  # type: ignore[no-any-return]
+
+
 def image_weights(labels: Sequence[np.ndarray], class_map: Sequence[float]) -> np.ndarray:
     """--image-weights: the odds of each image, [images]; those with classes of low AP come more often.
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from sp_yolo.config import Config, DatasetConfig, Recipe
+from sp_yolo.engine.batch_size import fitting_batch
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.model import ChosenRecipe, Say, build_detector, choose_recipe, rebuild_detector
 from sp_yolo.engine.splits import open_dataset
 from sp_yolo.engine.state import Content
 from sp_yolo.models import DetectionModel, build_model, model_from_weights
 from sp_yolo.runtime.device import Compute, select_compute
-from sp_yolo.runtime.distributed import World
+from sp_yolo.runtime.distributed import World, broadcast
 
 DEFAULT_CFG = "yolov7-tiny"
 
@@ -38,7 +39,8 @@ def choose_size(config: Config, dataset: DatasetConfig) -> RunSize:
     """The sizes that are asked for, or those of the data."""
     default = TOY_SIZE if dataset.generate == "toy" else DEFAULT_SIZE
     train, val = config.img_size or (default.train, default.val)
-    return RunSize(config.epochs or default.epochs, config.batch_size or default.batch_size, train, val)
+    batch_size = config.batch_size if isinstance(config.batch_size, int) else default.batch_size
+    return RunSize(config.epochs or default.epochs, batch_size, train, val)
 
 
 def complete(config: Config, dataset: DatasetConfig) -> Config:
@@ -49,7 +51,7 @@ def complete(config: Config, dataset: DatasetConfig) -> Config:
     return dataclasses.replace(
         config,
         epochs=size.epochs,
-        batch_size=size.batch_size,
+        batch_size=size.batch_size if config.batch_size != "auto" else "auto",
         img_size=(size.train, size.val),
         cfg=cfg,
         hyp=config.hyp or (TOY_HYP if toy else ""),
@@ -110,4 +112,12 @@ def make_plan(config: Config, world: World, say: Say, resumed: Content | None = 
         given, sizes = [size.train, size.val], [rounded.train, rounded.val]
         say(f"--img-size {given} rounded up to {sizes}: multiples of {stride}")
         config = dataclasses.replace(config, img_size=(rounded.train, rounded.val))
+    if config.batch_size == "auto":
+        largest = round_up(rounded.train * 3 // 2, stride) if config.multi_scale else rounded.train
+        total = broadcast(fitting_batch(model, largest, compute) if world.main else 0, world) * world.size
+        say(f"--batch-size auto: {total}")
+        config, rounded = (
+            dataclasses.replace(config, batch_size=total),
+            dataclasses.replace(rounded, batch_size=total),
+        )
     return Plan(config, rounded, dataset, chosen, model, stride, compute, world, say)

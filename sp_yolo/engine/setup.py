@@ -13,6 +13,7 @@ from torch import nn
 from sp_yolo.config import Config
 from sp_yolo.engine.autoanchor import check_anchors
 from sp_yolo.engine.ema import ModelEma
+from sp_yolo.engine.inputs import class_weights
 from sp_yolo.engine.model import Say
 from sp_yolo.engine.optimizer import build_optimizer, find_optimizer
 from sp_yolo.engine.plan import Plan, RunSize, make_plan
@@ -96,7 +97,7 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
             schedule = dataclasses.replace(schedule, lrf=1.0)
             plan.say(f"{config.optimizer}: constant rate after the warm-up, its own average of the weights")
         state = _start_state(plan, train, length, schedule)
-        loss, val_loss = _build_losses(plan)
+        loss, val_loss = _build_losses(plan, train)
         network = _wrap(plan)
         groups = state.optimizer.param_groups
         sizes = ", ".join(f"{len(group['params'])} {group['name']}" for group in groups)
@@ -145,6 +146,7 @@ def _open_training(plan: Plan) -> TrainingSplit:
         image_size=size.train,
         batch_size=size.batch_size,
         stride=plan.stride,
+        epochs=size.epochs,
         seed=config.seed,
         workers=config.workers,
         compat=config.compat,
@@ -231,13 +233,19 @@ def _start_state(plan: Plan, train: TrainingSplit, length: RunLength, schedule: 
     )
 
 
-def _build_losses(plan: Plan) -> tuple[DetectionLoss, DetectionLoss]:
+def _build_losses(plan: Plan, train: TrainingSplit) -> tuple[DetectionLoss, DetectionLoss]:
     """Of training and of validation."""
     compat, recipe = plan.config.compat, plan.recipe.loss
     together = plan.world.size > 1 and not compat  # the original divides by each process's own matches
     mean = functools.partial(average, world=plan.world) if together else None
     assigner = "ota" if recipe.loss_ota else "anchor"
-    loss = DetectionLoss(plan.model, recipe, plan.size.train, assigner, compat=compat, average=mean)
+    weights = class_weights(train.data.labels, plan.model.num_classes) if plan.config.class_weights else None
+    if weights is not None:
+        shown = ", ".join(f"{name} {each:.2f}" for name, each in zip(plan.model.names, weights, strict=True))
+        plan.say(f"class weights: {shown}")
+    loss = DetectionLoss(
+        plan.model, recipe, plan.size.train, assigner, compat=compat, average=mean, class_weights=weights
+    )
     return loss, DetectionLoss(plan.model, recipe, plan.size.train, "anchor", compat=compat)
 
 

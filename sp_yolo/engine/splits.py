@@ -19,6 +19,7 @@ from sp_yolo.data import (
     ensure_toy_dataset,
     refuse_no_description,
 )
+from sp_yolo.data.hook import find_hook
 from sp_yolo.data.images import read_image
 from sp_yolo.errors import UserError
 from sp_yolo.eval import CocoEvaluator
@@ -71,6 +72,7 @@ def open_training_split(
     image_size: int,
     batch_size: int,
     stride: int,
+    epochs: int,
     seed: int,
     workers: int,
     compat: bool,
@@ -79,6 +81,8 @@ def open_training_split(
 ) -> TrainingSplit:
     """The training data. ``batch_size``: asked for, over all processes; ``workers``: see :func:`loader_processes`."""
     per_process = max(batch_size // world.size, 1)
+    named = options.augment_with
+    hook = named if not isinstance(named, str) else find_hook(named) if named else None
     on_device = {"auto": compute.device.type == "cuda" and not compat, "cpu": False, "device": True}[options.augment_on]
     data = DetectionDataset(
         dataset,
@@ -93,7 +97,9 @@ def open_training_split(
         cache_images=CACHES[options.cache_images],
         compat=compat,
         processes=world.local_size,
-        sketches=on_device and not options.quad,  # which joins pictures
+        sketches=on_device and not options.quad and hook is None,  # these two need the pixels
+        mosaic_epochs=epochs - options.close_mosaic if options.close_mosaic else None,
+        hook=hook,
     )
     total = total_batch(batch_size, len(data), world, options.data)
     loader = build_loader(

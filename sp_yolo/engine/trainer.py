@@ -49,6 +49,7 @@ class Trainer:
         self.run: Run = set_up(config, self.world, self.say)
         self.options = self.run.options
         self.interrupt, self.saved_at = Interrupt(), time.monotonic()
+        self.started, self.epochs_done, self.out_of_time = time.monotonic(), 0, False
         self.callbacks = watchers(self.options, callbacks) if self.world.main else Callbacks([])
         self._measured_last: tuple[EvalResult, tuple[float, ...]] | None = None
 
@@ -101,7 +102,16 @@ class Trainer:
             leave_world(self.world)
 
     def _is_over(self) -> bool:
-        return len(self.run.state.progress.records) >= self.run.size.epochs or self._out_of_patience()
+        done = len(self.run.state.progress.records) >= self.run.size.epochs
+        return done or self.out_of_time or self._out_of_patience()
+
+    def _time_is_short(self) -> bool:
+        """Would another epoch, as long as the mean of this process's, end after --max-minutes?"""
+        if self.options.max_minutes is None:
+            return False
+        self.epochs_done += 1
+        spent = (time.monotonic() - self.started) / 60
+        return spent * (1 + 1 / self.epochs_done) > self.options.max_minutes
 
     def _out_of_patience(self) -> bool:
         patience = 0 if self.options.notest else self.options.patience
@@ -223,6 +233,7 @@ class Trainer:
             memory=run.compute.peak_memory(),
         )
         self._measured_last = outcome
+        self.out_of_time = bool(largest(int(self._time_is_short()), self.world))
         improved = progress.close_epoch(record, validated=outcome is not None)
         run.state.losses = RunningLoss(run.compute.device, progress)
         if self.world.main:
@@ -268,6 +279,9 @@ class Trainer:
         if self._out_of_patience():
             waited = progress.epochs_without_gain
             self.say(f"no better epoch for {waited} epochs (--patience {self.options.patience}): stopped")
+        if self.out_of_time and len(progress.records) < run.size.epochs:
+            done = f"{len(progress.records)} of {run.size.epochs} epochs"
+            self.say(f"--max-minutes {self.options.max_minutes:g}: stopped after {done}; --resume {path} does the rest")
         best_path = run.folder.weights / "best.pt"
         outcome = self._measured_last
         if progress.best_epoch < len(progress.records) - 1 or not self.options.noplots:

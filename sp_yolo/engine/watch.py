@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sp_yolo.config import FolderOptions, entries
 from sp_yolo.engine.setup import Run
-from sp_yolo.trackers import Callback, Callbacks, RunStart, background, new_identity
+from sp_yolo.trackers import Callback, Callbacks, RunStart, in_background, new_identity
 
 IDENTITY = "run_id"  # a file of the run's folder
 
@@ -18,7 +18,7 @@ def watchers(options: FolderOptions, given: Sequence[Callback]) -> Callbacks:
     names = dict.fromkeys(options.log)
     if not names and importlib.util.find_spec("tensorboard"):
         names = {"tensorboard": None}
-    return Callbacks([*given, *(background(name, asked_for=bool(options.log)) for name in names)])
+    return Callbacks([*given, *(in_background(name, asked_for=bool(options.log)) for name in names)])
 
 
 def run_start(run: Run) -> RunStart:

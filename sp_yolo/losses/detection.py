@@ -65,6 +65,7 @@ class DetectionLoss:
     average: mean of a small tensor over the processes of a distributed run. With it a term is divided by the number of
     matches of the global batch, not of this process's share, and the processes' losses and gradients add up to those of
     one process with all the images. Every process must then call the loss equally often.
+    class_weights [nc]: what an object of each class counts in the class term.
     Raises ValueError for another assigner.
     """
 
@@ -77,6 +78,7 @@ class DetectionLoss:
         *,
         compat: bool = False,
         average: Callable[[Tensor], Tensor] | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         if assigner not in ("ota", "anchor"):
             raise ValueError(f'assigner must be "ota" or "anchor", got {assigner!r}')
@@ -89,6 +91,8 @@ class DetectionLoss:
         self.compat = compat
         self.average = average
         self.anchor_t, self.cls_pw, self.obj_pw = recipe.anchor_t, recipe.cls_pw, recipe.obj_pw
+        own = cast(Tensor, self.head.anchors)
+        self._class_weights = None if class_weights is None else torch.tensor(class_weights, device=own.device)
         self._fetched: tuple[tuple[int, int], Tensor] | None = None
         self.fl_gamma, self.label_smoothing = recipe.fl_gamma, recipe.label_smoothing
 
@@ -181,7 +185,8 @@ class DetectionLoss:
         if self.head.nc > 1:
             hot = torch.full_like(logits[:, 5:], 0.5 * self.label_smoothing, requires_grad=False)
             hot.scatter_(1, classes[:, None], 1 - 0.5 * self.label_smoothing)
-            cls = (self._bce(logits[:, 5:], hot, self.cls_pw).mean(1) * share).sum()
+            counts = share if self._class_weights is None else share * self._class_weights[classes]
+            cls = (self._bce(logits[:, 5:], hot, self.cls_pw).mean(1) * counts).sum()
         return box, obj, cls
 
     def _matched_targets(

@@ -15,7 +15,7 @@ PATIENCE, HASTE = 60.0, 20.0  # seconds that a run waits for its trackers when i
 _LOG = logging.getLogger("sp_yolo")
 
 
-def background(name: str, *, asked_for: bool = True) -> Callback:
+def in_background(name: str, *, asked_for: bool = True) -> Callback:
     """The tracker of ``--log name``. ``asked_for``: otherwise nothing is said where its package is missing."""
     return _Background(name, asked_for)
 

@@ -16,7 +16,7 @@ from support.launcher import OPTIONS
 from support.trackers import epoch, start
 
 from sp_yolo import Trainer
-from sp_yolo.trackers import Callback, Callbacks, Step, background
+from sp_yolo.trackers import Callback, Callbacks, Step, in_background
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[..., Any]) -> Callback:
@@ -24,7 +24,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[..., An
     module: Any = types.ModuleType("sp_yolo.trackers.wandb")
     module.Tracker = type("Tracker", (Callback,), {method: fault})
     monkeypatch.setitem(sys.modules, "sp_yolo.trackers.wandb", module)
-    return background("wandb")
+    return in_background("wandb")
 
 
 def fail(*_: object) -> None:
@@ -61,7 +61,7 @@ def test_one_that_is_missing_names_its_extra(
     monkeypatch.delitem(sys.modules, "sp_yolo.trackers.wandb", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
     for asked_for, lines in ((False, 0), (True, 1)):
-        tracker = background("wandb", asked_for=asked_for)
+        tracker = in_background("wandb", asked_for=asked_for)
         tracker.on_start(start(tmp_path))
         tracker.on_end({})
         assert len(caplog.records) == lines
@@ -133,7 +133,7 @@ def test_a_run_calls_back_in_order_and_goes_on_as_the_same_run(
 
 
 def test_what_is_not_watched_costs_nothing() -> None:
-    assert not Callbacks([StopAfter(), background("wandb")]).steps and Callbacks([Diary()]).steps
+    assert not Callbacks([StopAfter(), in_background("wandb")]).steps and Callbacks([Diary()]).steps
 
 
 def test_notes_go_through_logging_and_the_table_to_stdout(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.trackers import epoch, files, start
 
-from sp_yolo.trackers import background
+from sp_yolo.trackers import in_background
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def interrupted(
 
     def log(name: str) -> None:
         for first, summary in ((0, None), (1, {"best": {"epoch": 1, "map50": 0.5}})):
-            tracker = background(name)
+            tracker = in_background(name)
             tracker.on_start(start(tmp_path, first))
             tracker.on_epoch(epoch(first, 0.25 * (first + 1)))
             tracker.on_files(files(tmp_path))
