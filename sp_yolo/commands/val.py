@@ -16,6 +16,7 @@ from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.review import describe
 from sp_yolo.engine.splits import MeasuredSplit, open_dataset, open_measured_split
+from sp_yolo.engine.summary import model_facts
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
 from sp_yolo.eval import OriginalResult, yolov7_evaluate
@@ -126,7 +127,7 @@ def run(options: ValOptions) -> int:
     where = f"per image at batch {settings.batch_size}"
     print(f"Speed: {each['inference']:.1f} ms inference, {each['nms']:.1f} ms NMS {where}")
     if not speed:
-        facts = {"data": str(dataset.path), "split": split, "device": compute.words}
+        facts = {"data": str(dataset.path), "split": split, "device": compute.words, **model_facts(model, size)}
         _report(options, measured, folder, {"weights": options.checkpoint, **facts})
     return 0
 

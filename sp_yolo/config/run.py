@@ -51,7 +51,7 @@ class DataOptions:
         metavar="N",
         on_resume=True,
     )
-    augment_with: str | Function = option(
+    augment_with: str | Function = option(  # noqa: RUF009 (as the others)
         "",
         "a function of yours that has the last word on each training sample (docs/extending.md)",
         metavar="MODULE:FUNCTION",

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sp_yolo import __version__
 from sp_yolo.engine.progress import PARTS, Progress
 from sp_yolo.engine.splits import MeasuredSplit
 from sp_yolo.eval import EvalResult
+from sp_yolo.models import DetectionModel
 from sp_yolo.optim import SP
 from sp_yolo.report import write_report
 from sp_yolo.runtime.device import Compute
@@ -69,6 +71,19 @@ def run_summary(best: EvalResult, progress: Progress, seconds: float, seed: int,
         "seed": seed,
         "argv": sys.argv,
     }
+
+
+def model_facts(model: DetectionModel, image_size: int) -> dict[str, str]:
+    """Parameters, and floating point operations of one square image of ``image_size`` px; a multiply-add counts two.
+
+    Counted by torch (torch.utils.flop_counter): convolutions and matrix products.
+    """
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, image_size, image_size, device=device))
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    operations = f"{counter.get_total_flops() / 1e9:.1f} GFLOPs at {image_size} px"
+    return {"parameters": f"{millions:.2f} million", "operations": operations}
 
 
 def run_report(

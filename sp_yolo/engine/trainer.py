@@ -16,7 +16,7 @@ from sp_yolo.engine.inputs import image_weights, to_input
 from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
 from sp_yolo.engine.setup import Run, set_up
-from sp_yolo.engine.summary import epoch_record, run_report, run_summary
+from sp_yolo.engine.summary import epoch_record, model_facts, run_report, run_summary
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
 from sp_yolo.engine.watch import run_start, watchers
 from sp_yolo.eval import EvalResult
@@ -298,11 +298,8 @@ class Trainer:
         self.show(f"\n{per_class_table(best)}\n\n{best.summary_text}")
         seconds = time.perf_counter() - started
         summary = run_summary(best, progress, seconds, self.options.seed, run.compute)
-        facts = {"data": self.options.data, "recipe": run.recipe_path, "seed": summary["seed"]}
-        facts["device"] = summary["device"]
-        title = f"{path.name}: {self.options.cfg or self.options.weights}, {self.options.optimizer}"
         if self._draws:
-            self.say("\n".join(run_report(path, best, run.val, title=title, facts=facts, history=progress.records)))
+            self._report(best, summary)
         run.folder.write_json("summary.json", summary)
         self.callbacks.on_files(written_files(path))
         self.show(
@@ -312,3 +309,11 @@ class Trainer:
             f"run directory {path}\nweights       {best_path}\npictures      {path}/*.jpg, *.png"
         )
         return summary
+
+    def _report(self, best: EvalResult, summary: Record) -> None:
+        run, options = self.run, self.options
+        facts = {"data": options.data, "recipe": run.recipe_path, "seed": summary["seed"], "device": summary["device"]}
+        facts |= model_facts(run.state.ema.module, run.size.val)
+        title = f"{run.folder.path.name}: {options.cfg or options.weights}, {options.optimizer}"
+        history = run.state.progress.records
+        self.say("\n".join(run_report(run.folder.path, best, run.val, title=title, facts=facts, history=history)))

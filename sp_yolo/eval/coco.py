@@ -1,8 +1,9 @@
-"""COCO detection metrics through pycocotools: one number for the trainer, `sp-yolo val` and `sp-yolo eval`."""
+"""COCO detection metrics as pycocotools defines them: one number for the trainer, `sp-yolo val` and `sp-yolo eval`."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -70,16 +71,15 @@ class EvalResult:
         return {name: float(getattr(self, name)) for name in names}
 
 
-def coco_evaluate(
-    ground_truth: GroundTruthSource, detections: DetectionSource, *, backend: str = "pycocotools"
-) -> EvalResult:
+def coco_evaluate(ground_truth: GroundTruthSource, detections: DetectionSource, *, backend: str = "") -> EvalResult:
     """COCO metrics of detections, from files or objects.
 
     Args:
         ground_truth: path of a COCO JSON, or its dictionary. Crowd regions and annotations with a true `ignore` or
             `difficult` count neither as hit nor as miss.
         detections: path of a COCO results JSON, or its list: {image_id, category_id, bbox [x, y, w, h] px, score}.
-        backend: "pycocotools", or "faster" for the same figures from faster-coco-eval (extra `fast`).
+        backend: "pycocotools", or "faster" for the same figures from faster-coco-eval (extra `fast`), to 1e-9 and in
+            less than half of the time; "": the faster one where it is installed.
 
     Raises:
         UserError: malformed input; one line with the entry, the value and the rule.
@@ -91,6 +91,7 @@ def coco_evaluate(
 
 def evaluate_records(truth: GroundTruth, found: Detections, backend: str) -> EvalResult:
     """`coco_evaluate` of input that has been read and checked."""
+    backend = backend or ("faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools")
     truth_index, found_index = _truth_records(truth), _found_records(truth, found)
     if backend == "pycocotools":
         evaluation, summary = _run(COCO, _IgnoringCOCOeval, truth_index, found_index)

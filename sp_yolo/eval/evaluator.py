@@ -26,7 +26,7 @@ class CocoEvaluator:
         category_ids: Sequence[int],
         names: Sequence[str] | None = None,
         *,
-        backend: str = "pycocotools",
+        backend: str = "",
     ) -> None:
         """`category_ids[c]` is the ground truth's id of class index c; `names` replace the ground truth's own."""
         truth = load_ground_truth(ground_truth)
