@@ -28,7 +28,9 @@ class EvalOptions:
     )
     metric: str = option("coco", "metric", rule=Rule(words=("coco", "voc07", "voc12")))
     iou_thres: float | None = option(None, "IoU threshold of the VOC metrics (default 0.5)", "--iou-thres", "--iou")
-    fast: bool = option(False, "COCO figures by faster-coco-eval (extra `fast`)")
+    fast: bool = option(
+        False, "COCO figures by faster-coco-eval (extra `fast`), the default where it is installed"
+    )
     report: str = option("", "write report.html, per_class.csv and the plots there (COCO)", metavar="DIR")
 
 
@@ -54,7 +56,7 @@ def run(options: EvalOptions) -> int:
 
 
 def _run_coco(options: EvalOptions) -> int:
-    backend = "faster" if options.fast else "pycocotools"
+    backend = "faster" if options.fast else ""
     result = coco_evaluate(options.ground_truth, options.detections, backend=backend)
     print(per_class_table(result))
     print(f"\n{result.summary_text}")

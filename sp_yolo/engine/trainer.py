@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -62,6 +63,11 @@ class Trainer:
     def resume(cls, run: str | bool = True, *, callbacks: Sequence[Callback] = (), **options: object) -> Trainer:
         """The run in a folder or of a checkpoint, True: the newest; ``options``: those that may change on resume."""
         return cls(load_config(resume=run, **options), callbacks)
+
+    @property
+    def best_weights(self) -> Path:
+        """Where the weights of the best epoch are, or will be."""
+        return self.run.folder.weights / "best.pt"
 
     def say(self, text: str) -> None:
         """A note; see :func:`sp_yolo.runtime.words.note`."""
@@ -263,7 +269,7 @@ class Trainer:
     def _save_epoch(self, epoch: int, improved: bool) -> None:
         run, options = self.run, self.options
         if improved:
-            save_checkpoint(run.folder.weights / "best.pt", run.state.finished_weights(run.told))
+            save_checkpoint(self.best_weights, run.state.finished_weights(run.told))
         if not options.nosave or self._is_over():
             self.save()
         if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
@@ -282,11 +288,10 @@ class Trainer:
         if self.out_of_time and len(progress.records) < run.size.epochs:
             done = f"{len(progress.records)} of {run.size.epochs} epochs"
             self.say(f"--max-minutes {self.options.max_minutes:g}: stopped after {done}; --resume {path} does the rest")
-        best_path = run.folder.weights / "best.pt"
         outcome = self._measured_last
         if progress.best_epoch < len(progress.records) - 1 or not self.options.noplots:
             if self.world.main:
-                load_weights(run.state.ema.module, best_path)
+                load_weights(run.state.ema.module, self.best_weights)
             outcome = self._validate(draw=True)
         if outcome is None:
             signal = largest(self.interrupt.signal, self.world)
@@ -306,7 +311,7 @@ class Trainer:
             f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
             f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
             f"{'' if run.val.data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
-            f"run directory {path}\nweights       {best_path}\npictures      {path}/*.jpg, *.png"
+            f"run directory {path}\nweights       {self.best_weights}\npictures      {path}/*.jpg, *.png"
         )
         return summary
 
