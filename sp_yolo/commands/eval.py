@@ -28,9 +28,7 @@ class EvalOptions:
     )
     metric: str = option("coco", "metric", rule=Rule(words=("coco", "voc07", "voc12")))
     iou_thres: float | None = option(None, "IoU threshold of the VOC metrics (default 0.5)", "--iou-thres", "--iou")
-    fast: bool = option(
-        False, "COCO figures by faster-coco-eval (extra `fast`), the default where it is installed"
-    )
+    fast: bool = option(False, "COCO figures by faster-coco-eval (extra `fast`), the default where it is installed")
     report: str = option("", "write report.html, per_class.csv and the plots there (COCO)", metavar="DIR")
 
 

@@ -121,7 +121,7 @@ class LoopOptions:
     )
     max_minutes: float | None = option(
         None,
-        "start no epoch that would end after M minutes; the rest is done by --resume",
+        "start no epoch that would end after M minutes; --resume goes on for as long",
         rule=Rule(0),
         metavar="M",
         on_resume=True,

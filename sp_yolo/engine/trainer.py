@@ -287,7 +287,7 @@ class Trainer:
             self.say(f"no better epoch for {waited} epochs (--patience {self.options.patience}): stopped")
         if self.out_of_time and len(progress.records) < run.size.epochs:
             done = f"{len(progress.records)} of {run.size.epochs} epochs"
-            self.say(f"--max-minutes {self.options.max_minutes:g}: stopped after {done}; --resume {path} does the rest")
+            self.say(f"--max-minutes {self.options.max_minutes:g}: stopped after {done}; --resume {path} goes on")
         outcome = self._measured_last
         if progress.best_epoch < len(progress.records) - 1 or not self.options.noplots:
             if self.world.main:

@@ -329,3 +329,24 @@ def test_processes_with_the_common_count_of_matches_add_up_to_one(auxiliary: boo
     for ours, one in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-8)
     assert abs(float(separate / whole) - 1) > 1e-3
+
+
+def test_class_weights_count_each_object_by_its_class() -> None:
+    """The class term is linear in the weights, an object adds to its own class's share; the other terms stay."""
+    setting = Setting((9, 6), classes=4, seed=3)
+
+    def terms(weights: list[float] | None, targets: Tensor = setting.targets) -> LossParts:
+        criterion = DetectionLoss(setting.model, setting.hyp, 128, "ota", class_weights=weights)  # type: ignore[arg-type]
+        return criterion(setting.maps, targets, setting.image_hw)[1]
+
+    plain = terms(None)
+    shares = [terms([float(label == other) for other in range(4)]) for label in range(4)]
+    torch.testing.assert_close(sum(each.cls for each in shares), plain.cls)
+    assert all(torch.equal(each.box, plain.box) and torch.equal(each.obj, plain.obj) for each in shares)
+    weights = [0.5, 2.0, 1.0, 3.0]
+    torch.testing.assert_close(
+        terms(weights).cls, sum(weight * each.cls for weight, each in zip(weights, shares, strict=True))
+    )
+    only = setting.targets.clone()
+    only[:, 1] = 3
+    torch.testing.assert_close(terms(weights, only).cls, 3 * terms(None, only).cls)
