@@ -58,7 +58,7 @@ def test_its_generator_is_the_samples_own(toy_yaml: Path) -> None:
     [
         (
             lambda image, boxes, classes: (image[:8], boxes, classes),
-            r"gave uint8 \[8, 64, 3\], must be uint8 \[64, 64, 3\]",
+            r"\[8, 64, 3\], must be uint8 \[64, 64, 3\]",
         ),
         (lambda image, boxes, classes: (image / 255, boxes, classes), "gave float64"),
         (lambda image, boxes, classes: (image, boxes, classes[:0]), "boxes and 0 classes"),
