@@ -22,6 +22,7 @@ def start(folder: Path, first: int = 0, identity: str = "1a2b3c4d") -> RunStart:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"epochs": 2, "data": "x" * 900, "img_size": [64, 64], "hyp/lr0": 0.01}
+    settings |= {f"hyp/other_{number}": number for number in range(150)}  # as many as there are
     return RunStart(folder, "project", "exp", identity, settings, first, 2, bool(first), model, optimizer)
 
 

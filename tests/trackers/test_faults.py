@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.launcher import OPTIONS
+from support.launcher import CHECKOUT, OPTIONS
 from support.trackers import epoch, start
 
 from sp_yolo import Trainer
@@ -130,6 +130,11 @@ def test_a_run_calls_back_in_order_and_goes_on_as_the_same_run(
     assert second.lines[0] == f"start 1 of 2 {identity} resumed"
     assert second.lines[1:7] == [f"step {number}" for number in range(6, 11)] + ["epoch 1"]
     assert "report.html" in second.lines[7] and second.lines[8:] == ["end done"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_a_tracker_is_at_most_40_lines(name: str) -> None:
+    assert len((CHECKOUT / "sp_yolo" / "trackers" / f"{name}.py").read_text().splitlines()) <= 40
 
 
 def test_what_is_not_watched_costs_nothing() -> None:
