@@ -84,9 +84,12 @@ class Detector:
     def __call__(self, image: Image) -> Detections: ...
 
     @overload
+    def __call__(self, image: list[Image]) -> list[Detections]: ...  # of several kinds
+
+    @overload
     def __call__(self, image: Images) -> list[Detections]: ...
 
-    def __call__(self, image: Image | Images) -> Detections | list[Detections]:
+    def __call__(self, image: Image | list[Image] | Images) -> Detections | list[Detections]:
         """The detections of an image, best first; of a list of images a list of these.
 
         An image: the path of a file, a PIL image, or uint8 [H, W, 3] BGR as OpenCV reads it.

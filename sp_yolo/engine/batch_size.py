@@ -15,8 +15,8 @@ from sp_yolo.runtime.device import Compute
 
 USED = 0.7  # of the free memory: images differ in their number of labels, and the loader's batches lie beside
 MOST = 64  # per process: the nominal batch, of which one optimizer step is made in any case
-# Of the bytes kept for the backward pass: gradients on their way, and what convolutions work in. On a CPU measured at
-# yolov7-tiny and yolov7 (docs/speed.md), on a GPU the allocator's peak is read.
+# Of the bytes kept for the backward pass: gradients on their way, and what convolutions work in. On a CPU measured as
+# 1.4 (yolov7-tiny, 256 px, batch 4 against 12); on a GPU the peak of a step is read.
 BESIDE = 1.6
 COPIES = 5  # of the weights: gradients, two of the optimizer, the average, the average as it is saved
 
