@@ -24,39 +24,57 @@ class _Background(Callback):
     def __init__(self, name: str, asked_for: bool) -> None:
         self._name, self._asked_for = name, asked_for
         self._events: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=f"--log {name}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def on_start(self, run: RunStart) -> None:
-        self._thread.start()
-        self._events.put(("on_start", run))
+        tracker = self._load()
+        if tracker is not None:
+            self._thread = threading.Thread(target=self._work, args=[tracker], name=f"--log {self._name}", daemon=True)
+            self._thread.start()
+            self._events.put(("on_start", run))
 
     def on_epoch(self, record: Record) -> None:
-        self._events.put(("on_epoch", record))
+        self._tell("on_epoch", record)
 
     def on_files(self, paths: Sequence[Path]) -> None:
-        self._events.put(("on_files", paths))
+        self._tell("on_files", paths)
 
     def on_end(self, summary: Record | None) -> None:
-        if not self._thread.ident:  # it was stopped before it began
-            return
-        self._events.put(("on_end", summary))
-        self._thread.join(PATIENCE if summary else HASTE)
-        if self._thread.is_alive():
-            _LOG.warning("--log %s: has not sent everything yet and is left behind", self._name)
+        self._tell("on_end", summary)
+        if self._thread:
+            self._thread.join(PATIENCE if summary else HASTE)
+            if self._thread.is_alive():
+                _LOG.warning("--log %s: has not sent everything yet and is left behind", self._name)
 
-    def _work(self) -> None:
-        """Do what was put into the queue, up to the end or the first fault; BaseException: a package may exit."""
+    def _tell(self, event: str, value: object) -> None:
+        if self._thread:
+            self._events.put((event, value))
+
+    def _load(self) -> Callback | None:
+        """Imported before the run starts loader processes: a fork in the middle of an import could leave it locked."""
         try:
             tracker: Callback = importlib.import_module(f"sp_yolo.trackers.{self._name}").Tracker()
-            event = ""
-            while event != "on_end":
-                event, value = self._events.get()
-                handler: Callable[[object], None] = getattr(tracker, event)
-                handler(value)
         except ImportError as error:
             if self._asked_for:
                 words = f"pip install 'sp-yolo[{self._name}]' ({error})"
                 _LOG.warning("--log %s: not installed, nothing is logged there: %s", self._name, words)
+        except Exception as error:  # whatever a package raises
+            self._give_up(error)
+        else:
+            return tracker
+        return None
+
+    def _work(self, tracker: Callback) -> None:
+        """Do what was put into the queue, up to the end or the first fault; BaseException: a package may exit."""
+        event = ""
+        try:
+            while event != "on_end":
+                event, value = self._events.get()
+                handler: Callable[[object], None] = getattr(tracker, event)
+                handler(value)
         except BaseException as error:
-            words = next(iter(str(error).splitlines()), "") or type(error).__name__
-            _LOG.warning("--log %s: failed, nothing more is logged there; the run goes on: %s", self._name, words)
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        words = next(iter(str(error).splitlines()), "") or type(error).__name__
+        _LOG.warning("--log %s: failed, nothing more is logged there; the run goes on: %s", self._name, words)
