@@ -112,7 +112,7 @@ def test_interrupted_in_a_generation_and_divergence(
     trainer = evolve_module.Trainer
 
     class Stopped:
-        def __init__(self, config: Any) -> None:
+        def __init__(self, config: Any, callbacks: Any) -> None:
             raise SystemExit(130)
 
     monkeypatch.setattr(evolve_module, "Trainer", Stopped)
@@ -121,7 +121,7 @@ def test_interrupted_in_a_generation_and_divergence(
     assert not (here / "evolve.csv").exists()
 
     class Diverging(trainer):  # type: ignore[misc, valid-type]
-        def fit(self, on_epoch: Any = None) -> dict[str, Any]:
+        def fit(self) -> dict[str, Any]:
             raise NonFiniteError("loss is not finite at iteration 3")
 
     monkeypatch.setattr(evolve_module, "Trainer", Diverging)

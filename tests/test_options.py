@@ -166,7 +166,8 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_a_run_keeps_its_options_but_those_that_may_change() -> None:
     changing = {name for name, entry in entries(Config).items() if entry.option.on_resume}
-    wanted = "accept_losses augment_on device epochs noplots patience quiet save_every workers"
+    wanted = "accept_losses augment_on close_mosaic device epochs log max_minutes noplots"
+    wanted += " patience quiet save_every workers"
     assert changing == set(wanted.split())
 
 

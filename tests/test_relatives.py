@@ -19,7 +19,7 @@ TYPED = [
     ("train", "--save-perod", "did you mean --save-period?"),
     ("train", "--lr0=0.01", "--set lr0=0.01"),
     ("train", "--half", "--amp"),
-    ("train", "--entityy", ""),  # a refused flag is no counterpart
+    ("train", "--bbox_intervall", ""),  # a refused flag is no counterpart
     ("val", "--half", "--amp"),
     ("val", "--conf_thres", "did you mean --conf-thres?"),
     ("val", "--noval", ""),  # --notest belongs to train

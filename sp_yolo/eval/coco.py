@@ -114,6 +114,10 @@ class _IgnoringCOCOeval(COCOeval):
         for annotation in self.cocoGt.dataset["annotations"]:
             annotation["ignore"] = annotation["skip"]
 
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        """The same, where there is a label: elsewhere `evaluateImg` does not ask for it."""
+        return super().computeIoU(imgId, catId) if self._gts.get((imgId, catId)) else []
+
     def evaluateImg(self, imgId: int, catId: int, aRng: Any, maxDet: int) -> Any:
         """The same result, without looping over thresholds and detections where there is no label to match."""
         found = self._dts.get((imgId, catId), [])
