@@ -10,9 +10,11 @@ import pytest
 import torch
 from support.launcher import small
 
+from sp_yolo import Detector
 from sp_yolo.boxes import xyxy_to_cxcywh
 from sp_yolo.cli import main, main_train
 from sp_yolo.eval import OriginalResult, yolov7_evaluate
+from sp_yolo.runtime.device import select_compute
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,42 @@ def test_images_of_one_name_do_not_overwrite_each_other(
     assert sorted(path.name for path in run.iterdir()) == ["labels", "x.jpg", "x_2.jpg"]
     assert sorted(path.name for path in (run / "labels").iterdir()) == ["x.txt", "x_2.txt"]
     assert cv2.imread(str(run / "x_2.jpg")).shape == (64, 96, 3)
+
+
+def test_of_a_video_every_nth_frame_and_a_region(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes of the region, moved to where it lies in the frame, are those of the region cut out by hand."""
+    monkeypatch.chdir(tmp_path)
+    writer = cv2.VideoWriter("in.avi", cv2.VideoWriter.fourcc(*"MJPG"), 6, (160, 96))
+    for number in range(5):
+        writer.write(np.random.default_rng(number).integers(0, 255, (96, 160, 3), dtype=np.uint8))
+    writer.release()
+    flags = ["--vid-stride", "2", "--region", "96", "32", "160", "96", "--save-json", "--batch-size", "2"]
+    assert predict(trained, "in.avi", *flags) == 0
+    written = json.loads((tmp_path / "runs" / "detect" / "exp" / "detections.json").read_text())
+    assert [each["image"] for each in written] == [f"in.avi frame {number}" for number in (0, 2, 4)]
+    capture = cv2.VideoCapture("runs/detect/exp/in.mp4")
+    assert capture.get(cv2.CAP_PROP_FPS) == 3 and capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    capture = cv2.VideoCapture("in.avi")
+    weights = str(trained / "weights" / "best.pt")
+    detector = Detector(weights, select_compute("cpu", "auto"), image_size=64, conf_thres=0.001)
+    for number in range(5):
+        frame = capture.read()[1]
+        if number % 2 == 0:
+            entries = written[number // 2]["detections"]
+            wanted = detector(np.ascontiguousarray(frame[32:96, 96:160]))
+            assert len(entries) == len(wanted) > 0
+            boxes = np.array([each["box_xyxy"] for each in entries])
+            np.testing.assert_allclose(boxes, wanted.moved(96, 32).xyxy, atol=1)
+    capsys.readouterr()
+    for region, words in (
+        ("5 5 5 9", "must be x1 y1 x2 y2"),
+        ("1 2 3", "must be x1"),
+        ("200 0 300 9", "outside the frames"),
+    ):
+        assert predict(trained, "in.avi", "--region", *region.split()) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_predict_on_a_video(
