@@ -33,6 +33,9 @@ class _Plain(logging.Handler):
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
     """Within it notes and warnings are printed, as a command does; a program of your own decides by `logging`."""
+    if any(isinstance(handler, _Plain) for handler in LOG.handlers):
+        yield
+        return
     handler, level = _Plain(), LOG.level
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)

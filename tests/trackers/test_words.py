@@ -17,7 +17,7 @@ def test_a_line_is_a_record(capsys: pytest.CaptureFixture[str], caplog: pytest.L
     note("one\nwarning: two\n\n")
     assert [(each.levelname, each.message) for each in caplog.records] == [("INFO", "one"), ("WARNING", "two")]
     assert capsys.readouterr().out == ""
-    with shown():
+    with shown(), shown():
         note("one\nwarning: 50 %d off")
     note("three")
     assert capsys.readouterr().out == "one\nwarning: 50 %d off\n"

@@ -30,6 +30,7 @@ from sp_yolo.experiments.compare.study import Cell
 from sp_yolo.experiments.compare.subset import subset_yaml
 from sp_yolo.models import DetectionModel
 from sp_yolo.runtime.device import select_compute
+from sp_yolo.runtime.words import shown
 
 # At or below this a run is counted as failed: one and a half times chance; of detection a mAP of 1 %.
 CHANCE, FAILED_MAP = 1.5, 0.01
@@ -137,7 +138,7 @@ def _detect(cell: Cell, folder: Path) -> Result:
     run = folder / "runs" / cell.key
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with open(run / "log.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with open(run / "log.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log), shown():
             trainer = Trainer(config)
             return _detection_result(cell, trainer, trainer.fit(), run)
     except NonFiniteError as error:
