@@ -105,7 +105,7 @@ class Detector:
     def _detect(self, given: Sequence[Any]) -> list[Detections]:
         """As many images as may go through the network together; those of one shape do, or padding would move boxes."""
         images = [_pixels(each) for each in given]
-        boxed = [letterbox(each, self.image_size, auto=True, stride=self.stride) for each in images]
+        boxed = [self._boxed(each) for each in images]
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, (padded, _, _) in enumerate(boxed):
             alike.setdefault(padded.shape, []).append(index)
@@ -123,6 +123,11 @@ class Detector:
                 labels = kept[:, 5].long().numpy()
                 found[index] = Detections(boxes.round().numpy(), kept[:, 4].numpy(), labels, self.names)
         return [found[index] for index in range(len(images))]
+
+    def _boxed(self, image: Pixels) -> tuple[Pixels, float, tuple[float, float]]:
+        if fixed := self._network.fixed_hw:
+            return letterbox(image, fixed)
+        return letterbox(image, self.image_size, auto=True, stride=self.stride)
 
     def draw(self, image: Pixels, detections: Detections) -> Pixels:
         """A copy of the BGR image with boxes, names and scores."""

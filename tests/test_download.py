@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from sp_yolo import cli
+from sp_yolo import cli, transfer
 from sp_yolo.config import load_dataset_config
 from sp_yolo.data import DetectionDataset
-from sp_yolo.data import download as module
 from sp_yolo.data.download import SOURCES, Archive, Source, download, fetch, unpack
 from sp_yolo.errors import EnvironmentFault, StorageError
 
@@ -69,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     running = Server()
     yield running
@@ -111,7 +110,7 @@ def test_giving_up_keeps_what_there_is_and_says_so(server: Server, tmp_path: Pat
     server.cut_after = [200_000] + [0] * 20
     with pytest.raises(EnvironmentFault, match=r"0\.2 MB are kept, call again to go on") as fault:
         fetch(archive, tmp_path)
-    assert "\n" not in str(fault.value) and len(server.asked) == 1 + module.ATTEMPTS - 1
+    assert "\n" not in str(fault.value) and len(server.asked) == 1 + transfer.ATTEMPTS - 1
     server.cut_after = []
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
     assert server.asked[-1][1] == "bytes=200000-"

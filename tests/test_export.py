@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,42 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
+from support.networks import model_with_detections
+from torch import Tensor
 
 from sp_yolo.boxes import non_max_suppression
 from sp_yolo.cli import run_command
 from sp_yolo.errors import EnvironmentFault, SPYoloError, UserError
 from sp_yolo.export import EndToEnd, end2end, export_model, files
-from sp_yolo.models import DetectionModel, build_model, description
-
-
-def model_with_detections(classes: int = 3, head: str = "IAuxDetect") -> DetectionModel:
-    """Strides 8 and 16; statistics and biases such that an image has dozens of confident boxes of every class."""
-    auxiliary = [[3, 1, "Conv", [16, 3, 1]], [2, 1, "Conv", [16, 3, 2]]] if head == "IAuxDetect" else []
-    inputs = [3, 4, 5, 6] if auxiliary else [3, 4]
-    torch.manual_seed(5)
-    model = build_model(
-        {
-            "nc": classes,
-            "anchors": [[24, 24, 40, 30], [60, 50, 80, 90]],
-            "backbone": [[-1, 1, "ReOrg", []], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "DownC", [32]]],
-            "head": [
-                [-1, 1, "RepConv", [32, 3, 1]],
-                [-2, 1, "Conv", [40, 3, 2, None, 1, "nn.LeakyReLU(0.1)"]],
-                *auxiliary,
-                [inputs, 1, head, ["nc", "anchors"]],
-            ],
-        }
-    )
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, 0, 0.5)
-            nn.init.uniform_(module.running_var, 0.2, 0.4)
-    for conv in model.head.m:
-        nn.init.normal_(conv.weight, 0, 0.2)
-        nn.init.constant_(conv.bias, 0.3)
-    return model.eval()
+from sp_yolo.models import DetectionModel, description
 
 
 def pictures(batch: int = 2, height: int = 64, width: int = 96) -> Tensor:
@@ -165,7 +138,7 @@ def test_the_check_finds_wrong_nms(model: DetectionModel, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "coreml"}, "format must be one of onnx, torchscript, got 'coreml'"),
+        ({"format": "paper"}, "format must be one of onnx, torchscript, .*, got 'paper'"),
         ({"format": "torchscript", "end2end": EndToEnd()}, "are for format onnx"),
         ({"image_size": (64, 100)}, r"img-size must be two multiples of 16 \(height, width\), got \[64, 100\]"),
         ({"image_size": (0, 64)}, "img-size must be two multiples"),
@@ -186,7 +159,7 @@ def test_impossible_nms_settings() -> None:
 
 
 def test_missing_package_is_named(model: DetectionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentFault, match=r"needs the package onnx: pip install 'sp-yolo\[export\]'"):
         export_model(model, output=tmp_path / "m.onnx", image_size=(64, 96))
 

@@ -10,12 +10,22 @@ from typing import Any
 
 import torch
 
-from sp_yolo.commands.inference import SHARE, DeviceOptions, FreeNames, InferenceOptions, OutputOptions, yolo_lines
+from sp_yolo.backends import ExportedModel, runtime_of
+from sp_yolo.commands.inference import (
+    SHARE,
+    DeviceOptions,
+    FreeNames,
+    InferenceOptions,
+    OutputOptions,
+    data_of,
+    training_options,
+    yolo_lines,
+)
 from sp_yolo.config import DatasetConfig, Rule, option
 from sp_yolo.data import Batch
 from sp_yolo.engine.inputs import round_up, size_grid
 from sp_yolo.engine.review import describe
-from sp_yolo.engine.splits import MeasuredSplit, open_dataset, open_measured_split
+from sp_yolo.engine.splits import MeasuredSplit, open_measured_split
 from sp_yolo.engine.summary import model_facts
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, CONF_THRES, IOU_THRES, to_original, validate
 from sp_yolo.errors import UserError
@@ -23,7 +33,7 @@ from sp_yolo.eval import OriginalResult, yolov7_evaluate
 from sp_yolo.models import DetectionModel, follow_names, model_from_weights, read_checkpoint
 from sp_yolo.report import per_class_table, write_report
 from sp_yolo.report.training import RunPictures
-from sp_yolo.runtime.device import select_compute
+from sp_yolo.runtime.device import Compute, select_compute
 from sp_yolo.runtime.folder import RunDir
 
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of detection
@@ -84,14 +94,11 @@ def run(options: ValOptions) -> int:
     Raises:
         UserError: weights and data do not fit together, or a flag is out of its bounds.
     """
-    content = read_checkpoint(options.checkpoint)
-    trained = _training_options(content)
-    settings = _as_trained(options, trained)
-    model = model_from_weights(options.checkpoint, content)
-    compute = select_compute(options.device, settings.amp)
+    model, trained, settings, compute = _open_model(options)
     dataset, single = _open_data(options, trained, model)
     stride = size_grid(model)
-    size = round_up(settings.image_size, stride)
+    square = _square_side(model)
+    size = square or round_up(settings.image_size, stride)
     split = "val" if options.task == "speed" else options.task
     measured = open_measured_split(
         dataset,
@@ -103,13 +110,15 @@ def run(options: ValOptions) -> int:
         workers=options.workers,
         device=compute.device,
         padding_group=settings.padding_group,
+        margin=0.0 if square else 0.5,
     )
     print("\n".join([*dataset.notes, *describe(split, measured.data)]))
     if not measured.data.tally.boxes:
         print(f"warning: {split}: not one label in {len(measured.data)} images: the mAP says nothing")
     folder = RunDir.create(options.project, options.name, options.exist_ok)
     speed = options.task == "speed"
-    model = model.to(compute.device).to(memory_format=torch.channels_last).eval()
+    if isinstance(model, DetectionModel):
+        model = model.to(compute.device).to(memory_format=torch.channels_last).eval()
     print(f"{compute.words}; {size} px, batch {settings.batch_size}, split {split}")
     outcome = validate(
         model,
@@ -127,23 +136,51 @@ def run(options: ValOptions) -> int:
     where = f"per image at batch {settings.batch_size}"
     print(f"Speed: {each['inference']:.1f} ms inference, {each['nms']:.1f} ms NMS {where}")
     if not speed:
-        facts = {"data": str(dataset.path), "split": split, "device": compute.words, **model_facts(model, size)}
+        facts = {"data": str(dataset.path), "split": split, "device": compute.words}
+        if isinstance(model, DetectionModel):
+            facts |= model_facts(model, size)
         _report(options, measured, folder, {"weights": options.checkpoint, **facts})
     return 0
 
 
-def _open_data(options: ValOptions, trained: Mapping[str, Any], model: DetectionModel) -> tuple[DatasetConfig, bool]:
+def _open_model(
+    options: ValOptions,
+) -> tuple[DetectionModel | ExportedModel, dict[str, Any], _Settings, Compute]:
+    """The model, what the run of its weights was told, how it is measured, and what it computes on."""
+    if runtime_of(options.checkpoint):  # its precision is the file's
+        compute = select_compute(options.device, "off")
+        return ExportedModel(options.checkpoint, str(compute.device)), {}, _as_trained(options, {}), compute
+    content = read_checkpoint(options.checkpoint)
+    trained = training_options(content)
+    settings = _as_trained(options, trained)
+    return (
+        model_from_weights(options.checkpoint, content),
+        trained,
+        settings,
+        select_compute(options.device, settings.amp),
+    )
+
+
+def _square_side(model: DetectionModel | ExportedModel) -> int:
+    """The side, in px, of the square images that an exported file is made for; 0: it takes others."""
+    size = model.facts.image_size if isinstance(model, ExportedModel) else None
+    return size[0] if size and size[0] == size[1] else 0
+
+
+def _open_data(
+    options: ValOptions, trained: Mapping[str, Any], model: DetectionModel | ExportedModel
+) -> tuple[DatasetConfig, bool]:
     """The data given, or those that the weights name; whether all classes are one. The model follows their names."""
-    data = options.data or trained.get("data")
-    if not data:
-        raise UserError("--data: give the dataset YAML (these weights do not name one)")
-    root = "" if options.data else trained.get("root") or trained.get("overrides", {}).get("root", "")
-    dataset = open_dataset(data, root)
+    dataset = data_of(options.data, trained)
     single = options.single_cls or bool(trained.get("single_cls") and model.num_classes == 1)
     classes = len(dataset.class_names(single))
     if model.num_classes != classes and not single:
         raise UserError(f"{options.checkpoint}: {model.num_classes} classes, but {dataset.path} has {classes}")
-    if not single and (words := follow_names(model, model.names, dataset.names)):
+    if isinstance(model, ExportedModel):
+        if not single and sorted(model.names) == sorted(dataset.names) and model.names != list(dataset.names):
+            words = f"its classes are {', '.join(model.names)}, in another order than those of {dataset.path}"
+            raise UserError(f"{options.checkpoint}: {words}; measure the checkpoint, or give its own YAML")
+    elif not single and (words := follow_names(model, model.names, dataset.names)):
         print(words)
     return dataset, single
 
@@ -191,12 +228,6 @@ def _as_trained(options: ValOptions, trained: Mapping[str, Any]) -> _Settings:
         iou_thres=iou_thres if options.iou_thres is None else options.iou_thres,
         amp=options.amp or {"off": "off", "bf16": "bf16"}.get(trained.get("amp", ""), "auto"),
     )
-
-
-def _training_options(content: Any) -> dict[str, Any]:
-    """What the weights' run was told, where the checkpoint says so."""
-    told = content.get("config") if isinstance(content, dict) else None
-    return told if isinstance(told, dict) else {}
 
 
 class _Watcher:

@@ -23,7 +23,10 @@ read_arguments = functools.partial(parse_assignments, flag="--opt")
 class ModelOptions:
     """Model and weights."""
 
-    weights: str = option("", "weights to start from: ours, the original's .pt, safetensors; '' = from scratch")
+    weights: str = option(
+        "", "weights to start from: ours, the original's .pt, safetensors, or a name such as yolov7_training; '' = none"
+    )
+    offline: bool = option(False, "download no weights; their file is named instead")
     cfg: str | Mapping[str, Any] = option("", "model: a name such as yolov7-tiny, or a YAML in the original's grammar")
     freeze: tuple[int, ...] = option(
         (0,),

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import shutil
 import tarfile
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +14,7 @@ from typing import IO
 from tqdm import tqdm
 
 from sp_yolo.errors import EnvironmentFault, StorageError
-
-CHUNK = 1 << 20  # bytes
-TIMEOUT = 60  # seconds without a byte
-ATTEMPTS = 5  # in a row without a byte, per address
+from sp_yolo.transfer import CHUNK, TransferFailed, receive
 
 
 @dataclass(frozen=True)
@@ -161,9 +154,9 @@ def fetch(archive: Archive, folder: Path) -> Path:
     reason = ""
     for url in archive.urls:
         try:
-            _receive(url, part, archive.size)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Unfit) as error:
-            reason = f"{url}: {getattr(error, 'reason', None) or error}"
+            receive(url, part, archive.size)
+        except TransferFailed as failure:
+            reason = str(failure)
             continue
         found = _md5(part)
         if found == archive.md5:
@@ -173,52 +166,6 @@ def fetch(archive: Archive, folder: Path) -> Path:
         reason = f"{url}: md5 is {found}, published is {archive.md5}; the file was removed"
     kept = f"; {part.stat().st_size / 1e6:.1f} MB are kept, call again to go on" if part.exists() else ""
     raise EnvironmentFault(f"{reason}{kept}")
-
-
-class _Unfit(Exception):
-    """The server's answer is not (a part of) the published file."""
-
-
-def _receive(url: str, part: Path, size: int) -> None:
-    """Append to `part` until it has `size` bytes, reconnecting where a connection breaks."""
-    if part.exists() and part.stat().st_size > size:
-        part.unlink()
-    failures = 0
-    with tqdm(total=size, unit="B", unit_scale=True, desc=part.stem, dynamic_ncols=True) as bar:
-        while True:
-            start = part.stat().st_size if part.exists() else 0
-            bar.update(start - bar.n)
-            if start == size:
-                return
-            try:
-                _receive_once(url, part, start, size, bar)
-            except urllib.error.HTTPError:
-                raise
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError):
-                grown = part.exists() and part.stat().st_size > start
-                failures = 1 if grown else failures + 1
-                if failures >= ATTEMPTS:
-                    raise
-                time.sleep(min(2.0**failures, 30) / 4)
-
-
-def _receive_once(url: str, part: Path, start: int, size: int, bar: tqdm) -> None:
-    headers = {"User-Agent": "sp-yolo", **({"Range": f"bytes={start}-"} if start else {})}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        continued = answer.status == 206
-        if continued and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise _Unfit(f"it sent {answer.headers.get('Content-Range')} when asked for bytes from {start}")
-        length = answer.headers.get("Content-Length")
-        whole = (start if continued else 0) + int(length) if length else size
-        if whole != size:
-            raise _Unfit(f"it offers {whole} bytes, the published file has {size}")
-        with open(part, "ab" if continued else "wb") as file:  # a server without ranges starts again
-            bar.update(file.tell() - bar.n)
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if part.stat().st_size < size:
-            raise http.client.IncompleteRead(b"", size - part.stat().st_size)
 
 
 def _md5(path: Path) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sp_yolo.backends import ExportedModel, runtime_of
 from sp_yolo.engine.inputs import size_grid, to_input
 from sp_yolo.models import DetectionModel, deploy, model_from_weights
+from sp_yolo.models.weights.published import find_weights
 from sp_yolo.runtime.device import Compute, searched_convolutions
 
 
@@ -20,21 +22,27 @@ class Network:
 
     ``names``: of its classes. ``stride``: sides of images are multiples of it, in px. ``forward``: uint8 [B, 3, H, W]
     RGB on the CPU -> float [B, N, 5 + classes]: cx, cy, w, h in px of these images, objectness, classes.
+    ``fixed_hw``: the one size of images that it takes, None where it takes any.
     """
 
     names: tuple[str, ...]
     stride: int
     forward: Callable[[Tensor], Tensor]
+    fixed_hw: tuple[int, int] | None = None
 
 
 def open_network(weights: str, compute: Compute, *, augment: bool = False) -> Network:
     """The network of a file, ready to run: the one place where a detector's file is loaded and called.
 
-    ``augment``: three scales, one mirrored.
+    ``weights``: a checkpoint, a published name, or a file that `sp-yolo export` wrote. ``augment``: three scales, one
+    mirrored.
 
     Raises:
-        UserError: the file holds no model.
+        UserError: the file holds no model. EnvironmentFault, StorageError: see :class:`ExportedModel`.
     """
+    weights = find_weights(weights)
+    if runtime_of(weights):
+        return _open_exported(weights, compute, augment)
     model = model_from_weights(weights)
     deployed = deploy(model).to(compute.device).to(memory_format=torch.channels_last).eval()
     runnable = for_inference(deployed, compute)
@@ -46,6 +54,17 @@ def open_network(weights: str, compute: Compute, *, augment: bool = False) -> Ne
         return decoded
 
     return Network(tuple(model.names), size_grid(model), forward)
+
+
+def _open_exported(weights: str, compute: Compute, augment: bool) -> Network:
+    model = ExportedModel(weights, str(compute.device))
+    size = model.facts.image_size
+
+    @torch.no_grad()
+    def forward(images: Tensor) -> Tensor:
+        return model(to_input(images, compute), augment)[0]
+
+    return Network(tuple(model.names), size_grid(model), forward, (size[0], size[1]) if size else None)
 
 
 def for_inference(model: DetectionModel, compute: Compute) -> DetectionModel:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from sp_yolo.backends import ExportedModel
 from sp_yolo.models import DetectionModel
 from sp_yolo.runtime.device import Compute
 
@@ -19,7 +20,7 @@ def to_input(images: torch.Tensor, compute: Compute) -> torch.Tensor:
     return moved.contiguous(memory_format=torch.channels_last).float().div_(255)
 
 
-def size_grid(model: DetectionModel) -> int:
+def size_grid(model: DetectionModel | ExportedModel) -> int:
     """Sides of input images are multiples of it, in px: the stride of the coarsest level, 32 at least."""
     return max(int(model.stride.max()), 32)
 

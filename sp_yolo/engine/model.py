@@ -100,7 +100,7 @@ def build_detector(
     What is said begins with "warning: " where the weights may not be what the user takes them for.
     """
     if options.weights and not (path := Path(options.weights)).is_file():
-        hint = "" if path.is_dir() else " (nothing is downloaded; '' trains from scratch)"
+        hint = "" if path.is_dir() else " ('' trains from scratch)"
         raise UserError(f"--weights {options.weights}: {missing_words(path)}{hint}")
     content = read_checkpoint(options.weights) if options.weights else None
     names = dataset.class_names(single_class)

@@ -14,6 +14,7 @@ from sp_yolo.engine.model import ChosenRecipe, Say, build_detector, choose_recip
 from sp_yolo.engine.splits import open_dataset
 from sp_yolo.engine.state import Content
 from sp_yolo.models import DetectionModel, build_model, model_from_weights
+from sp_yolo.models.weights.published import find_weights
 from sp_yolo.runtime.device import Compute, select_compute
 from sp_yolo.runtime.distributed import World, broadcast
 
@@ -54,6 +55,7 @@ def complete(config: Config, dataset: DatasetConfig) -> Config:
         batch_size=size.batch_size if config.batch_size != "auto" else "auto",
         img_size=(size.train, size.val),
         cfg=cfg,
+        weights=find_weights(config.weights, offline=config.offline),
         hyp=config.hyp or (TOY_HYP if toy else ""),
         data=str(dataset.path.resolve()),
         root=str(dataset.root) if config.root else "",

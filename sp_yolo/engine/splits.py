@@ -130,8 +130,9 @@ def open_measured_split(
     device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable, as World)
     world: World = World(),  # noqa: B008
     padding_group: int = 0,
+    margin: float = 0.5,
 ) -> MeasuredSplit:
-    """One split as every validation uses it: rect batches, half a stride of padding.
+    """One split as every validation uses it: rect batches, ``margin`` strides of padding.
 
     ``batch_size``: images over all processes of ``world``; the loader gives this one's share of each batch.
     ``padding_group``: images that are padded to one shape (0: ``batch_size``). Figures depend on the shapes: with the
@@ -145,7 +146,7 @@ def open_measured_split(
         rect=True,
         batch_size=padding_group or batch_size,
         stride=stride,
-        pad=0.5,
+        pad=margin,
         single_class=single_class,
         cache_images="auto",
         processes=world.local_size,

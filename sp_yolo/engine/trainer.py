@@ -22,6 +22,7 @@ from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
 from sp_yolo.engine.watch import run_start, watchers
 from sp_yolo.eval import EvalResult
 from sp_yolo.models import load_weights
+from sp_yolo.models.weights.tensors_file import write_tensors
 from sp_yolo.report import per_class_table, written_files
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
 from sp_yolo.runtime.device import searched_convolutions
@@ -269,7 +270,9 @@ class Trainer:
     def _save_epoch(self, epoch: int, improved: bool) -> None:
         run, options = self.run, self.options
         if improved:
-            save_checkpoint(self.best_weights, run.state.finished_weights(run.told))
+            content = run.state.finished_weights(run.told)
+            save_checkpoint(self.best_weights, content)
+            write_tensors(self.best_weights.with_suffix(".safetensors"), run.state.ema.module, content)
         if not options.nosave or self._is_over():
             self.save()
         if options.save_period > 0 and (epoch + 1) % options.save_period == 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sp_yolo.backends import ExportedModel
 from sp_yolo.boxes import boxes_to_original, non_max_suppression
 from sp_yolo.data import Batch
 from sp_yolo.engine.inference import for_inference
@@ -32,7 +33,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: DetectionModel,
+    model: DetectionModel | ExportedModel,
     batches: Iterable[Batch],
     evaluator: CocoEvaluator,
     compute: Compute,
@@ -53,7 +54,7 @@ def validate(
     ``hybrid`` adds the labels as sure detections before NMS, to complete labels with a model (--save-hybrid).
     ``single_class`` takes every detection for class 0, whatever the model says (--single-cls).
     """
-    model = for_inference(model, compute)
+    model = for_inference(model, compute) if isinstance(model, DetectionModel) else model
     sums = torch.zeros(3, device=compute.device)
     watch = Stopwatch(compute.device, "inference", "nms")
     images = count = 0

@@ -74,7 +74,8 @@ if __name__ == "__main__":
 
     if sys.argv[1:] == ["import everything"]:
         for found in pkgutil.walk_packages(sp_yolo.__path__, "sp_yolo."):
-            if found.name not in ("sp_yolo.__main__", "sp_yolo.plugins.ultralytics"):  # the latter needs its host
+            # The last two need packages of an extra.
+            if found.name not in ("sp_yolo.__main__", "sp_yolo.plugins.ultralytics", "sp_yolo.hub"):
                 importlib.import_module(found.name)
         print(sum(name.startswith("sp_yolo.") for name in sys.modules))
     else:

@@ -34,4 +34,9 @@ def test_training_with_a_spawned_worker_and_resuming(machine: Program, toy_yaml:
     done = machine.run("--resume", str(run), "--epochs", "2", "--workers", "1", "--quiet", script=SCRIPT)
     assert done.returncode == 0, done.stderr
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
-    assert sorted(path.name for path in (run / "weights").iterdir()) == ["best.pt", "last.prev.pt", "last.pt"]
+    assert sorted(path.name for path in (run / "weights").iterdir()) == [
+        "best.pt",
+        "best.safetensors",
+        "last.prev.pt",
+        "last.pt",
+    ]

@@ -59,7 +59,7 @@ def test_flags_together(run: Run) -> None:
     assert [line for line in out.splitlines() if "matplotlib" in line] == [
         "plots need matplotlib: pip install 'sp-yolo[plots]'"
     ]
-    assert run.weights("a") == ["best.pt", "epoch_000.pt", "last.pt"]
+    assert run.weights("a") == ["best.pt", "best.safetensors", "epoch_000.pt", "last.pt"]
     weights = torch.load(run.folder / "runs/train/a/weights/last.pt", weights_only=True)
     assert weights["names"] == ["item"] and weights["hyp"]["label_smoothing"] == 0.1
     before = torch.load(run.folder / "runs/train/a/weights/best.pt", weights_only=True)["ema"]["model.0.conv.weight"]
@@ -82,7 +82,7 @@ def test_patience_counts_validated_epochs_and_its_stop_is_saved(run: Run, monkey
     monkeypatch.setattr(progress, "fitness", lambda record: 0.5)
     out = run("--epochs", "9", "--nosave", "--patience", "2", "--name", "still", "--set", "lr0=0.003")
     assert "no better epoch for 2 epochs" in out and len(run.records("still")) == 3
-    assert run.weights("still") == ["best.pt", "last.pt"]
+    assert run.weights("still") == ["best.pt", "best.safetensors", "last.pt"]
 
 
 @pytest.mark.parametrize(

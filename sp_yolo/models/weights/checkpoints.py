@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_yolo.errors import EnvironmentFault, StorageError, UserError
+from sp_yolo.errors import StorageError, UserError
 from sp_yolo.models.weights.origins import asked_classes, describe_file, describe_program, missing_words
 from sp_yolo.models.weights.pickles import PickleRefused, StandIn, StorageType, read_pickle
+from sp_yolo.models.weights.tensors_file import read_tensors
 
 MAX_PICKLE_BYTES = 1 << 26  # the pickle of the largest model has 1 MB; its numbers lie outside it
 MAX_MODULES, MAX_DEPTH = 100_000, 32
@@ -27,13 +28,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: no such file, not a checkpoint, or asking for code to be run (nothing was run).
         StorageError: the archive is damaged.
-        EnvironmentFault: a .safetensors file, and that package is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {missing_words(path)}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_tensors(path)
     try:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: not a checkpoint: {describe_file(path)}")
@@ -90,18 +90,6 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
     except PickleRefused as error:
         program = describe_program(asked_classes(data))
         raise PickleRefused(f"{program} ({error})" if program else str(error)) from None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise EnvironmentFault(f"{path}: needs the package safetensors: pip install 'sp-yolo[export]'") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def module_state(module: StandIn) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from sp_yolo.models.build import DetectionModel, build_model
 from sp_yolo.models.deploy import fuse, is_fused, merged_head
 from sp_yolo.models.heads import IDetect
 from sp_yolo.models.weights.checkpoints import classes_of, module_state, read_checkpoint
+from sp_yolo.models.weights.mit import from_mit
 from sp_yolo.models.weights.origins import describe_program
 from sp_yolo.models.weights.pickles import PickleRefused, StandIn
 
@@ -94,8 +95,10 @@ def read_model_file(path: str | os.PathLike[str], content: Any = None) -> Stored
         )
     plain_keys = ((_WRAPPERS.sub("", key), value) for key, value in content.items())
     state = {key: value.float() if value.is_floating_point() else value for key, value in plain_keys}
-    _check_head(state, str(path))
     config = holder.get("yaml") if isinstance(holder.get("yaml"), dict) else None
+    if relative := from_mit(state):
+        state, config = relative
+    _check_head(state, str(path))
     return StoredModel(str(path), state, config, _class_names(holder.get("names")))
 
 
