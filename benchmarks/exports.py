@@ -27,7 +27,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 from sp_yolo.backends import RUNTIMES, ExportedModel  # noqa: E402
-from sp_yolo.backends.facts import beside  # noqa: E402
 from sp_yolo.engine.inputs import to_input  # noqa: E402
 from sp_yolo.engine.splits import MeasuredSplit, open_dataset, open_measured_split  # noqa: E402
 from sp_yolo.engine.validate import CONF_THRES, IOU_THRES, validate  # noqa: E402
@@ -137,7 +136,7 @@ class Bench:
             path = Path(folder) / f"best{RUNTIMES[format].suffix}"
             try:
                 result = export_model(self.model, format, output=path, image_size=self.hw, **told)
-                megabytes = _size(path)
+                megabytes = result.size / 1e6
                 if result.max_difference is None:
                     return Row(
                         name,
@@ -188,11 +187,6 @@ class Timed:
 
     def images_per_second(self) -> float:
         return 1 / statistics.median(self.times)
-
-
-def _size(path: Path) -> float:
-    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path, beside(path, ".bin")]
-    return sum(each.stat().st_size for each in files if each.exists()) / 1e6
 
 
 def _megabytes_of(model: DetectionModel) -> float:

@@ -22,7 +22,6 @@ from sp_yolo.runtime.device import select_device
 
 EXAMPLES = """
   {prog} --weights best.pt --format onnx --img 640 --dynamic
-  {prog} --weights best.pt --format onnx --end2end --conf-thres 0.25
   {prog} --weights best.pt --format onnx --end2end --end2end-form efficient
   {prog} --weights best.pt --format openvino --dynamic --int8 --data mine.yaml
 """
@@ -87,7 +86,7 @@ def run(options: ExportOptions) -> int:
         calibration=_calibration(options, weights) if options.int8 else None,
         device=select_device(options.device),
     )
-    megabytes = result.path.stat().st_size / 1e6
+    megabytes = result.size / 1e6
     checked = "" if result.max_difference is None else f"largest difference from the model: {result.max_difference:.2e}"
     print(f"{result.path} ({megabytes:.1f} MB): {', '.join(result.outputs)}; {checked or result.note}")
     return 0

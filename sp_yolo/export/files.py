@@ -30,11 +30,14 @@ TOLERANCES = {"float32": (1e-2, 1e-3), "float16": (4.0, 5e-2)}
 class ExportResult:
     """``max_difference``: largest absolute difference of the file's outputs from the model's (pixels for boxes); None
     where this machine cannot run the file, and ``note`` says why.
+
+    ``size``: bytes, of the file and of those that belong to it.
     """
 
     path: Path
     outputs: tuple[str, ...]
     max_difference: float | None
+    size: int
     note: str = ""
 
 
@@ -112,7 +115,13 @@ def export_model(
     except BaseException:
         _remove(path, FORMATS[format].companions)  # nobody shall find a file that failed its check
         raise
-    return ExportResult(path, NMS_OUTPUTS.get(kind, names), difference, note)
+    size = _bytes(path, FORMATS[format].companions)
+    return ExportResult(path, NMS_OUTPUTS.get(kind, names), difference, size, note)
+
+
+def _bytes(path: Path, companions: Sequence[str]) -> int:
+    files = path.rglob("*") if path.is_dir() else [path, *(beside(path, ending) for ending in companions)]
+    return sum(each.stat().st_size for each in files if each.is_file())
 
 
 def _remove(path: Path, companions: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ def write(job: Job) -> None:
 
     batch, _, height, width = job.example.shape
     shape = [-1 if job.dynamic or job.dynamic_batch else batch, 3, *((-1, -1) if job.dynamic else (height, width))]
-    converted = openvino.convert_model(job.network.eval(), input=shape, example_input=job.example)
+    with quiet():
+        converted = openvino.convert_model(job.network.eval(), input=shape, example_input=job.example)
     converted.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(converted.outputs, job.names, strict=True):
         output.get_tensor().set_names({name})
