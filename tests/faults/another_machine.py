@@ -74,8 +74,11 @@ if __name__ == "__main__":
 
     if sys.argv[1:] == ["import everything"]:
         for found in pkgutil.walk_packages(sp_yolo.__path__, "sp_yolo."):
-            # The last two need packages of an extra.
-            if found.name not in ("sp_yolo.__main__", "sp_yolo.plugins.ultralytics", "sp_yolo.hub"):
+            # What needs a package of an extra is imported where that is asked for.
+            extra = found.name in ("sp_yolo.plugins.ultralytics", "sp_yolo.hub") or found.name.startswith(
+                "sp_yolo.trackers."
+            )
+            if found.name != "sp_yolo.__main__" and not extra:
                 importlib.import_module(found.name)
         print(sum(name.startswith("sp_yolo.") for name in sys.modules))
     else:
