@@ -23,6 +23,12 @@ MODULES = {
     "win32": ("resource", "fcntl", "pwd", "grp", "termios", "syslog", "readline", "crypt", "tty", "pty"),
     "darwin": (),
 }
+# Modules that need a package of an extra; they are imported where that is asked for.
+OF_EXTRAS = (
+    "sp_yolo.plugins.ultralytics",
+    "sp_yolo.hub",
+    *(f"sp_yolo.trackers.{name}" for name in ("mlflow", "tensorboard", "trackio", "wandb")),
+)
 NAMES: dict[str, tuple[tuple[Any, str], ...]] = {
     "win32": (
         *((os, name) for name in ("fork", "uname", "getuid", "getloadavg", "O_DIRECTORY", "mkfifo", "sysconf")),
@@ -74,11 +80,7 @@ if __name__ == "__main__":
 
     if sys.argv[1:] == ["import everything"]:
         for found in pkgutil.walk_packages(sp_yolo.__path__, "sp_yolo."):
-            # What needs a package of an extra is imported where that is asked for.
-            extra = found.name in ("sp_yolo.plugins.ultralytics", "sp_yolo.hub") or found.name.startswith(
-                "sp_yolo.trackers."
-            )
-            if found.name != "sp_yolo.__main__" and not extra:
+            if found.name not in ("sp_yolo.__main__", *OF_EXTRAS):
                 importlib.import_module(found.name)
         print(sum(name.startswith("sp_yolo.") for name in sys.modules))
     else:
