@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sp_yolo.config import Config, load_config
 from sp_yolo.data import Batch
+from sp_yolo.engine.compact import COMPACT, save_compact
 from sp_yolo.engine.inputs import image_weights, to_input
 from sp_yolo.engine.progress import Record, RunningLoss
 from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
@@ -20,6 +21,7 @@ from sp_yolo.engine.summary import epoch_record, run_report, run_summary
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
 from sp_yolo.eval import EvalResult
 from sp_yolo.models import load_weights
+from sp_yolo.optim.saliency import last_prox
 from sp_yolo.report import per_class_table
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
 from sp_yolo.runtime.device import searched_convolutions
@@ -208,12 +210,18 @@ class Trainer:
             memory=run.compute.peak_memory(),
         )
         self._measured_last = outcome
-        improved = progress.close_epoch(record, validated=outcome is not None)
+        improved = progress.close_epoch(record, validated=outcome is not None, another=self._was_larger(epoch))
         run.state.losses = RunningLoss(run.compute.device, progress)
         if self.world.main:
             run.folder.write_results(progress.records, run.size.epochs)
             run.pictures.scalars(record)
             self._save_epoch(epoch, improved)
+
+    def _was_larger(self, epoch: int) -> bool:
+        """Whether channels were still to go when ``epoch`` began."""
+        recipe, schedule = self.run.recipe, self.run.schedule
+        before = schedule.updates(epoch * schedule.batches_per_epoch)
+        return recipe.sp_channels > 0 and before <= last_prox(recipe.sp_end, schedule.updates())
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
     def save(self, name: str = LAST) -> None:
@@ -270,16 +278,33 @@ class Trainer:
         self.say(f"\n{per_class_table(best)}\n\n{best.summary_text}")
         seconds = time.perf_counter() - started
         summary = run_summary(best, progress, seconds, self.options.seed, run.compute)
+        smaller = self._write_compact(summary)
         facts = {"data": self.options.data, "recipe": run.recipe_path, "seed": summary["seed"]}
         facts["device"] = summary["device"]
+        if smaller:
+            facts["compact"] = smaller
         title = f"{path.name}: {self.options.cfg or self.options.weights}, {self.options.optimizer}"
         if self._draws:
             self.say("\n".join(run_report(path, best, run.val, title=title, facts=facts, history=progress.records)))
         run.folder.write_json("summary.json", summary)
+        compact_line = f"compact       {run.folder.weights / COMPACT}: {smaller}\n" if smaller else ""
         self.say(
             f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
             f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
             f"{'' if run.val.data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
-            f"run directory {path}\nweights       {best_path}\npictures      {path}/*.jpg, *.png"
+            f"run directory {path}\nweights       {best_path}\n"
+            f"{compact_line}pictures      {path}/*.jpg, *.png"
         )
         return summary
+
+    def _write_compact(self, summary: Record) -> str:
+        """Write the best weights without the channels that went; words about it, "" where none did."""
+        run = self.run
+        if not run.recipe.sp_channels:
+            return ""
+        content = run.state.finished_weights(run.told)
+        report = save_compact(run.state.ema.module, run.folder.weights / COMPACT, content, run.size.val)
+        summary["compact"] = report.as_dict()
+        if self._draws:
+            self.say(report.draw(run.folder.path / "channels.png"))
+        return str(report)
