@@ -44,7 +44,7 @@ class CompactReport:
         left, before = (sum(row[i] for row in self.layers) for i in (1, 2))
         millions = [number / 1e6 for number in self.parameters]
         return (
-            f"channels {before} -> {left}; {self.gflops[0]:.1f} -> {self.gflops[1]:.1f} GFLOPs at {self.image_size} px "
+            f"channels {before} -> {left}; {self.gflops[0]:.3g} -> {self.gflops[1]:.3g} GFLOPs at {self.image_size} px "
             f"({self.share:.1%} less); {millions[0]:.2f} -> {millions[1]:.2f} M parameters"
         )
 
