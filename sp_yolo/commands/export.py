@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sp_yolo.config import REQUIRED, Rule, option
+from sp_yolo.export.compact import compact_file
 from sp_yolo.export.end2end import EndToEnd
 from sp_yolo.export.files import FORMATS, export_model
 from sp_yolo.runtime.device import select_device
@@ -15,6 +16,7 @@ EXAMPLES = """
   {prog} --weights best.pt --format onnx --img 640 --dynamic
   {prog} --weights best.pt --format onnx --end2end --conf-thres 0.25
   {prog} --weights best.pt --format torchscript --grid
+  {prog} --weights runs/train/exp/weights/best.pt --compact
 """
 
 
@@ -37,6 +39,7 @@ class ExportOptions:
     device: str = option("cpu", "cpu, or a GPU number")
     simplify: bool = option(False, "ONNX: fold constants")
     fp16: bool = option(False, "half-precision weights and images")
+    compact: bool = option(False, "first cut out the channels that training removed: writes NAME-compact.pt, exports it")
 
     @staticmethod
     def prepare(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +53,14 @@ OPTIONS = (ExportOptions,)
 
 def run(options: ExportOptions) -> int:
     """Print the file, its outputs and how far they are from the model's; returns the exit code."""
+    weights = options.weights
+    if options.compact:
+        path, report = compact_file(weights, max(options.img_size))
+        print(f"{path}: {report}; largest difference from the model: {report.difference:.2e}")
+        weights = str(path)
     nms_settings = EndToEnd(options.topk_all, options.iou_thres, options.conf_thres, options.max_wh)
     result = export_model(
-        options.weights,
+        weights,
         options.format,
         image_size=options.img_size,
         batch_size=options.batch_size,
