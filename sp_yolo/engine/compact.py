@@ -61,7 +61,8 @@ class CompactReport:
     def draw(self, path: Path) -> str:
         """Write the picture of the channels by layer; a line to say where it cannot be drawn, else ""."""
         try:
-            draw_channels(self.layers, str(self), path)
+            names, left, before = zip(*self.layers, strict=True)
+            draw_channels(names, {"before": before, "left": left}, str(self), path)
         except EnvironmentFault as missing:
             return str(missing)
         return ""

@@ -80,15 +80,16 @@ class ChannelCost:
 
     def total(self, kept: Tensor) -> float:
         """``kept`` float64 [families]: channels of each."""
-        inputs, outputs = self._sides(kept)
+        inputs, outputs = self.sides(kept)
         return float((self.work * inputs * outputs).sum())
 
     def each(self, kept: Tensor) -> Tensor:
         """What one channel of each family costs beside the others, float64 [families]."""
-        inputs, outputs = self._sides(kept)
+        inputs, outputs = self.sides(kept)
         return (self.work * outputs) @ self.shares[0] + (self.work * inputs) @ self.shares[1]
 
-    def _sides(self, kept: Tensor) -> list[Tensor]:
+    def sides(self, kept: Tensor) -> list[Tensor]:
+        """Input and output channels of every convolution."""
         return [fixed + share @ kept for fixed, share in zip(self.fixed, self.shares, strict=True)]
 
 
@@ -103,6 +104,12 @@ class ChannelGroups:
     @property
     def sizes(self) -> Tensor:
         return torch.tensor([family.size for family in self.families], dtype=torch.float64)
+
+    def own_flops(self, family: int) -> float:
+        """Multiplications per pixel of the image of the convolutions that make a family, its part of their outputs."""
+        own, cost = self.families[family], self.cost
+        inputs, _ = cost.sides(self.sizes)
+        return float(sum(cost.work[index] * inputs[index] * own.size for index, _ in own.uses))
 
     def gflops(self, image_size: int, kept: Tensor | None = None) -> float:
         """Of one square image, the model deployed; ``kept`` [families]: with so many channels of each."""
