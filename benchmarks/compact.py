@@ -1,6 +1,6 @@
 """Speed of compact detectors beside the dense one: onnxruntime on the CPU, one thread, batch 1, taking turns.
 
-python benchmarks/compact.py --weights runs/train/exp/weights/best.pt runs/train/exp/weights/best-compact.pt --img 224 640
+python benchmarks/compact.py --models yolov7-tiny runs/train/exp/weights/best-compact.pt --img 224 640
 
 Each file is exported to ONNX (raw maps, checked against the model) in a temporary folder. A round runs every file once;
 the ratio is that of a round's times, so that what else the machine does meets all of them.
@@ -21,29 +21,34 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sp_yolo.export import export_model
-from sp_yolo.models import channel_groups, model_from_weights
+from sp_yolo.models import DetectionModel, build_model, channel_groups, model_from_weights
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", required=True, help="the dense model first")
+    parser.add_argument("--models", nargs="+", required=True, help="weights, or names and YAML files; the dense first")
     parser.add_argument("--img", type=int, nargs="+", default=[640])
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     print(f"onnxruntime {onnxruntime.__version__}, CPU, one thread, batch 1, {options.rounds} rounds; median (range)")
     for side in options.img:
         print(f"\n| {side} px | GFLOPs | ms | times as fast |\n|---|---|---|---|")
-        models = [model_from_weights(path) for path in options.weights]
+        models = [load(path) for path in options.models]
         with tempfile.TemporaryDirectory() as folder:
             sessions = [session(model, Path(folder) / f"{i}.onnx", side) for i, model in enumerate(models)]
             seconds = measure(sessions, side, options.rounds)
-        for path, model, own in zip(options.weights, models, seconds, strict=True):
+        for path, model, own in zip(options.models, models, seconds, strict=True):
             ratios = [dense / one for dense, one in zip(seconds[0], own, strict=True)]
             flops = channel_groups(model).gflops(side)
             print(f"| {path} | {flops:.2f} | {spread([1000 * one for one in own])} | {spread(ratios)} |")
 
 
-def session(model, path: Path, side: int) -> onnxruntime.InferenceSession:  # type: ignore[no-untyped-def]
+def load(path: str) -> DetectionModel:
+    """Weights, or a model of these widths with fresh ones: the time does not depend on them."""
+    return model_from_weights(path) if path.endswith(".pt") else build_model(path, 3)
+
+
+def session(model: DetectionModel, path: Path, side: int) -> onnxruntime.InferenceSession:
     export_model(model, output=path, image_size=(side, side))
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1

@@ -7,9 +7,9 @@
 yolov7-tiny from scratch, 224 px, batch 16, about 360 steps, the recipe as it comes; the weights of the last epoch,
 mAP@.5:.95 on test. Written before the runs: paired differences to the dense network over 5 seeds, their 95 % interval;
 no run is left out. "saliency": S = 1/2 E[g^2] x^2 summed over a channel, by FLOPs. "cost ignored": not by FLOPs.
-"magnitude": 1/2 x^2, by FLOPs. "random": any channel. "narrow": all layers of the model's YAML narrower, from the start.
-A run is a row of studies/results/compact/DATA.csv, written when it is over; rows that are there are not run again. Beside
-it DATA-seed0-VARIANT.yaml has the widths of the first seed's network, for benchmarks/compact.py.
+"magnitude": 1/2 x^2, by FLOPs. "random": any channel. "narrow": all layers narrower from the start, as many FLOPs.
+A run is a row of studies/results/compact/DATA.csv, written when it is over; rows that are there are not run again.
+Beside it DATA-seed0-VARIANT.yaml has the widths of the first seed's network, for benchmarks/compact.py.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _no_cost(self: ChannelCost, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _magnitudes(family: Any, *_: Any) -> torch.Tensor:
-    rows = [tensor.detach()[rows].flatten(1) if tensor.ndim > 1 else tensor.detach()[rows, None] for tensor, rows in family]
-    return sum((0.5 * own.double() ** 2).sum(1) for own in rows).cpu()  # type: ignore[union-attr, return-value]
+    parts = [tensor.detach()[rows].double() for tensor, rows in family]
+    return torch.stack([(0.5 * own**2).reshape(len(own), -1).sum(1).cpu() for own in parts]).sum(0)
 
 
 def _random(family: Any, *_: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ def criterion(variant: str) -> Iterator[None]:
     """Choose channels by the measure of ``variant`` while this is open."""
     measure: dict[str, Callable[..., torch.Tensor]] = {"magnitude": _magnitudes, "random": _random}
     before = group_prox._saliencies, ChannelCost.each
-    group_prox._saliencies = measure.get(variant, before[0])  # type: ignore[assignment]
+    group_prox._saliencies = measure.get(variant, before[0])
     if variant in ("random", "saliency, cost ignored"):
         ChannelCost.each = _no_cost  # type: ignore[method-assign]
     try:
@@ -82,6 +82,7 @@ def narrow_cfg() -> dict[str, Any]:
 
 
 def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    word = variant.replace(", ", "-").replace(" ", "-")
     overrides: dict[str, Any] = {"root": options.root} if options.root else {}
     if variant not in (DENSE, "narrow"):
         overrides["sp_channels"] = SHARE
@@ -94,7 +95,7 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         seed=seed,
         overrides=overrides,
         project=str(options.runs),
-        name=f"{options.data}-{variant.replace(', ', '-').replace(' ', '-')}-{seed}",
+        name=f"{options.data}-{word}-{seed}",
         exist_ok=True,
         notest=True,
         nosave=True,
@@ -110,8 +111,8 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(trainer.options.data, trainer.options.root)
     found = measured(small, dataset, "test", trainer.options)
     if seed == 0:
-        word = variant.replace(", ", "-").replace(" ", "-")
-        (RESULTS / f"{options.data}-seed0-{word}.yaml").write_text(yaml.safe_dump(small.yaml, default_flow_style=None))
+        text = yaml.safe_dump(small.yaml, default_flow_style=None)
+        (RESULTS / f"{options.data}-seed0-{word}.yaml").write_text(text, encoding="utf-8")
     shutil.rmtree(trainer.run.folder.weights)
     return {
         "variant": variant,
@@ -147,10 +148,11 @@ def table() -> str:
             values = [[each[seed] for seed in seeds] for each in (own, scores[DENSE])]
             difference = paired_test(*values).difference.text(100, 1, "+") if variant != DENSE else ""
             flops = [float(row["gflops"]) for row in rows if row["variant"] == variant]
-            lines.append(
-                (data, variant, str(len(seeds)), f"{sum(flops) / len(flops):.2f}", mean_interval(values[0]).text(100, 1), difference)
-            )
-    return "\n".join(markdown(("data", "", "seeds", "GFLOPs, 640 px", "mAP", "minus dense"), lines)) if lines else "Not measured yet."
+            mean = mean_interval(values[0]).text(100, 1)
+            lines.append((data, variant, str(len(seeds)), f"{sum(flops) / len(flops):.2f}", mean, difference))
+    if not lines:
+        return "Not measured yet."
+    return "\n".join(markdown(("data", "", "seeds", "GFLOPs, 640 px", "mAP", "minus dense"), lines))
 
 
 def main() -> None:

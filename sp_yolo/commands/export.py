@@ -39,7 +39,7 @@ class ExportOptions:
     device: str = option("cpu", "cpu, or a GPU number")
     simplify: bool = option(False, "ONNX: fold constants")
     fp16: bool = option(False, "half-precision weights and images")
-    compact: bool = option(False, "first cut out the channels that training removed: writes NAME-compact.pt, exports it")
+    compact: bool = option(False, "first cut out the channels that training removed, into NAME-compact.pt")
 
     @staticmethod
     def prepare(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class ScheduleRecipe(Part):
 
 @dataclass(frozen=True)
 class SPRecipe(Part):
-    """Settings of SP: docs/the-method.md. ``sp_channels``: share of the network's FLOPs that goes, as whole channels."""
+    """Settings of SP: docs/the-method.md. ``sp_channels``: share of a detector's FLOPs that goes, as whole channels."""
 
     sp_mode: str = of_sp("mode")
     sp_metric: str = of_sp("metric")

@@ -41,7 +41,7 @@ class CompactReport:
         return 1 - self.gflops[1] / self.gflops[0]
 
     def __str__(self) -> str:
-        left, before = (sum(row[i] for row in self.layers) for i in (1, 2))
+        left, before = sum(row[1] for row in self.layers), sum(row[2] for row in self.layers)
         millions = [number / 1e6 for number in self.parameters]
         return (
             f"channels {before} -> {left}; {self.gflops[0]:.3g} -> {self.gflops[1]:.3g} GFLOPs at {self.image_size} px "

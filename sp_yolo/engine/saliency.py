@@ -69,17 +69,15 @@ def channel_saliency(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scores = []
     for family in groups.families:
-        total = torch.zeros(family.size, dtype=torch.float64)
+        own = torch.zeros(family.size, dtype=torch.float64)
         for tensor, rows in family.tied:
             h = None if squares is None else squares[names[id(tensor)]].cpu().double()[rows]
-            total += saliency(tensor.detach().cpu().double()[rows], h).reshape(family.size, -1).sum(1)
-        scores.append(total)
+            own += saliency(tensor.detach().cpu().double()[rows], h).reshape(family.size, -1).sum(1)
+        scores.append(own)
     whole = groups.cost.total(groups.sizes)
     gone = [_gone(groups, scores, share) for share in SHARES]
-    total = sum(float(score.sum()) for score in scores) or 1.0
-    lost = tuple(
-        sum(float(score[index].sum()) for score, index in zip(scores, own, strict=True)) / total for own in gone
-    )
+    everything = float(torch.cat(scores).sum()) or 1.0
+    lost = tuple(float(torch.cat([s[i] for s, i in zip(scores, own, strict=True)]).sum()) / everything for own in gone)
     layers = tuple(
         LayerSaliency(
             family.name,

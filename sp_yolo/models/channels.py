@@ -74,7 +74,7 @@ class ChannelCost:
             return float(found[-1]), row / sizes
 
         self.work = torch.tensor([use.work for use in uses], dtype=torch.float64)
-        sides = [[counts(numbers) for numbers in side] for side in zip(*((u.inputs, u.outputs) for u in uses))]
+        sides = [[counts(use.inputs) for use in uses], [counts(use.outputs) for use in uses]]
         self.fixed = [torch.tensor([fixed for fixed, _ in side], dtype=torch.float64) for side in sides]
         self.shares = [torch.stack([row for _, row in side]) for side in sides]
 
@@ -224,8 +224,17 @@ class _Walk:
             self.fix(numbers)
         stride = x.stride * conv.stride[0]
         work = conv.kernel_size[0] * conv.kernel_size[1] / conv.groups / float(stride) ** 2
-        paths = [tuple(f"{name}.{part}".strip(".") for part in parts) for parts in (convs, norms)]
-        self.uses.append(Use(name, *paths, list(x.channels), numbers, work if self._computed else 0.0))
+        paths = {part: f"{name}.{part}".strip(".") for part in (*convs, *norms)}
+        self.uses.append(
+            Use(
+                name,
+                tuple(paths[part] for part in convs),
+                tuple(paths[part] for part in norms),
+                list(x.channels),
+                numbers,
+                work if self._computed else 0.0,
+            )
+        )
         return _Map(tuple(numbers), stride)
 
     def conv(self, name: str, block: Any, inputs: Sequence[_Map]) -> _Map:

@@ -30,12 +30,8 @@ def narrow(model: DetectionModel, widths: Any, where: str) -> None:
         if name not in sizes:
             raise UserError(f"{where}: {WIDTHS}: {name!r:.80} is no layer whose channels can be removed")
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= sizes[name]:
-            raise UserError(f"{where}: {WIDTHS}: {name}: must be a whole number from 1 to {sizes[name]}, got {width!r:.80}")
-    kept = {
-        number
-        for family in groups.families
-        for number in family.numbers[: widths.get(family.name, family.size)]
-    }
+            raise UserError(f"{where}: {WIDTHS}: {name}: must be from 1 to {sizes[name]}, got {width!r:.80}")
+    kept = {number for family in groups.families for number in family.numbers[: widths.get(family.name, family.size)]}
     for use in groups.uses:
         inputs, outputs = places(use.inputs, kept), places(use.outputs, kept)
         for name in use.convs:
@@ -51,7 +47,7 @@ def narrow(model: DetectionModel, widths: Any, where: str) -> None:
 
 def _resized(conv: Any, inputs: int, outputs: int) -> nn.Conv2d:
     if conv.groups > 1 or (conv.in_channels, conv.out_channels) == (inputs, outputs):
-        return conv  # type: ignore[no-any-return]
+        return conv
     bias = conv.bias is not None
     return nn.Conv2d(inputs, outputs, conv.kernel_size, conv.stride, conv.padding, bias=bias)
 

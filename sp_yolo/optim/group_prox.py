@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +52,7 @@ class Removal:
 
     families: Sequence[Family]
     share: float
-    cost: Cost = Number()
+    cost: Cost = field(default_factory=Number)
     least: int = 1
     block: int = 1
 
@@ -65,10 +65,13 @@ class Removal:
                 raise ValueError(f"groups of entries and single entries (sigma={group['sigma']:g}) cannot both go")
             if group["total_steps"] is None or not group["held"]:
                 raise ValueError("to remove groups of entries give total_steps, the steps of the run, and held=True")
-        if not 0 < self.share < 1 or self.least < 1 or self.block < 1:
-            raise ValueError(
-                f"invalid share, least or block: {self.share}, {self.least}, {self.block} (must be in (0, 1), >= 1, >= 1)"
-            )
+        for name, holds, rule in (
+            ("share", 0 < self.share < 1, "in (0, 1)"),
+            ("least", self.least >= 1, ">= 1"),
+            ("block", self.block >= 1, ">= 1"),
+        ):
+            if not holds:
+                raise ValueError(f"invalid {name}: {getattr(self, name)} (must be {rule})")
         owned = {id(param) for group in groups for param in group["params"]}
         for number, family in enumerate(self.families):
             if not family or len({len(tensor[rows]) for tensor, rows in family}) != 1:
@@ -172,25 +175,25 @@ def _floor(n: int, least: int, block: int) -> int:
 def _alive(family: Family, states: Mapping[Tensor, dict[str, Any]]) -> Tensor:
     """bool [n] on the host: the groups that are not held at zero."""
     tensor, rows = min(family, key=lambda pair: pair[0].numel())
-    mask = states[tensor].get("mask") if tensor in states else None
+    mask: Tensor | None = states[tensor].get("mask") if tensor in states else None
     if mask is None:
         return torch.ones(len(tensor[rows]), dtype=torch.bool)
-    return mask[rows].flatten(1).any(1).cpu() if mask.ndim > 1 else mask[rows].cpu()
+    return mask[rows].reshape(len(mask[rows]), -1).any(1).cpu()
 
 
 def _saliencies(
     family: Family, owners: Mapping[int, dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]
 ) -> Tensor | None:
     """S of each group, eq. (23), float64 [n] on the host; None where a tensor has no state."""
-    total = 0.0
+    total = torch.zeros(len(family[0][0][family[0][1]]), dtype=torch.float64)
     for tensor, rows in family:
         if tensor not in states:
             return None
         h = saliency_matrix(owners[id(tensor)], states[tensor])
         x = tensor.detach()[rows].to(states[tensor]["momentum_buffer"].dtype)
         score = saliency(x, None if h is None else h[rows]).reshape(len(x), -1)
-        total = total + score.sum(1, dtype=wide_dtype(tensor.device)).cpu().double()
-    return total  # type: ignore[return-value]
+        total += score.sum(1, dtype=wide_dtype(tensor.device)).cpu().double()
+    return total
 
 
 def _zero(family: Family, index: Tensor, states: Mapping[Tensor, dict[str, Any]]) -> None:

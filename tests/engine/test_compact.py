@@ -46,7 +46,11 @@ def test_a_run_leaves_a_small_network_that_loads(
     assert all(width % 8 == 0 for width in small.yaml["widths"].values())
     assert "40% of the FLOPs go as whole channels" in said and "% less" in said
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "run" / "channels.png").is_file() and "Channels of each layer" in report and "M parameters" in report
+    assert (
+        (tmp_path / "run" / "channels.png").is_file()
+        and "Channels of each layer" in report
+        and "M parameters" in report
+    )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["compact"]["parameters"][1] < sum(
         p.numel() for p in held.parameters()
     )

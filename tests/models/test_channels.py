@@ -65,7 +65,7 @@ def lively(model: DetectionModel, seed: int = 0) -> DetectionModel:
     """Statistics, shifts and implicit vectors as of a trained model."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if name.endswith(("running_mean", "bias", "ia.0.implicit")) or tensor.ndim == 1 and name.endswith("weight"):
+        if name.endswith(("running_mean", "bias", "ia.0.implicit")) or (tensor.ndim == 1 and name.endswith("weight")):
             tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
         elif name.endswith("running_var"):
             tensor.mul_(0.5 + torch.rand(tensor.shape, generator=generator))

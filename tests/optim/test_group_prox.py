@@ -14,7 +14,7 @@ from sp_yolo.optim.group_prox import Number, choose
 
 
 def allowed(n, least, block):
-    """Sizes that a family of ``n`` groups may be cut to: all of it, or a multiple of ``block`` of ``least`` at least."""
+    """Sizes that a family of ``n`` groups may be cut to: all, or a multiple of ``block``, ``least`` at least."""
     return {n} | {k for k in range(least, n) if k % block == 0}
 
 
@@ -44,11 +44,7 @@ def test_the_choice_is_the_proximal_operator(seed, least, block):
         kept = [sorted(set(range(n)) - set(index.tolist())) for n, index in zip(sizes, gone, strict=True)]
         for n, own, value, price, support in zip(sizes, h, x, prices, kept, strict=True):
             best = min(
-                (
-                    support
-                    for size in allowed(n, least, block)
-                    for support in itertools.combinations(range(n), size)
-                ),
+                (support for size in allowed(n, least, block) for support in itertools.combinations(range(n), size)),
                 key=lambda support: (
                     lam * price * len(support)
                     + 0.5 * sum((own[i] * value[i] ** 2).sum() for i in range(n) if i not in support)
@@ -245,4 +241,3 @@ def test_wrong_groups_are_refused():
         with pytest.raises(ValueError, match=words):
             optimizer.remove_groups(removal)
     assert Number().total(torch.tensor([3.0, 2.0])) == 5
-
