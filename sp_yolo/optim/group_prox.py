@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +44,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Removal:
-    """Remove groups of ``families`` until ``share`` of the ``cost`` is gone.
+    """Remove groups of ``families`` until ``share`` of the ``cost`` is gone; without one every group costs one.
 
     At least ``least`` groups of a family stay, a multiple of ``block`` where any goes: some programs compute eight
     channels in the time of one.
@@ -52,7 +52,7 @@ class Removal:
 
     families: Sequence[Family]
     share: float
-    cost: Cost = field(default_factory=Number)
+    cost: Cost | None = None
     least: int = 1
     block: int = 1
 
@@ -82,6 +82,10 @@ class Removal:
         if self.share > largest:
             raise ValueError(f"a share of {self.share:g} cannot be removed: {largest:.3f} at most")
 
+    @property
+    def costs(self) -> Cost:
+        return Number() if self.cost is None else self.cost
+
     def sizes(self) -> Tensor:
         return torch.tensor([len(family[0][0][family[0][1]]) for family in self.families], dtype=torch.float64)
 
@@ -89,8 +93,8 @@ class Removal:
         """The share of the cost that is gone when every family is at its least."""
         sizes = self.sizes()
         floor = torch.tensor([_floor(int(n), self.least, self.block) for n in sizes], dtype=torch.float64)
-        whole = self.cost.total(sizes)
-        return 1 - self.cost.total(floor) / whole if whole else 0.0
+        whole = self.costs.total(sizes)
+        return 1 - self.costs.total(floor) / whole if whole else 0.0
 
 
 def remove(
@@ -103,17 +107,17 @@ def remove(
     """
     alive = [_alive(family, states) for family in removal.families]
     kept = torch.tensor([int(mask.sum()) for mask in alive], dtype=torch.float64)
-    budget = (1 - share) * removal.cost.total(removal.sizes())
-    if removal.cost.total(kept) <= budget:
+    budget = (1 - share) * removal.costs.total(removal.sizes())
+    if removal.costs.total(kept) <= budget:
         return False
     scores = [_saliencies(family, owners, states) for family in removal.families]
     ready = [i for i, score in enumerate(scores) if score is not None]
 
     def total(left: Tensor) -> float:
-        return removal.cost.total(kept.index_copy(0, torch.tensor(ready), left))
+        return removal.costs.total(kept.index_copy(0, torch.tensor(ready), left))
 
     rows = [score.masked_fill(~alive[i], math.inf) for i, score in enumerate(scores) if score is not None]
-    prices = removal.cost.each(kept)[ready]
+    prices = removal.costs.each(kept)[ready]
     gone, threshold = choose(rows, prices, total, budget, removal.least, removal.block)
     for i, index in zip(ready, gone, strict=True):
         if len(index):
