@@ -16,7 +16,6 @@ EXAMPLES = """
   {prog} --weights best.pt --format onnx --img 640 --dynamic
   {prog} --weights best.pt --format onnx --end2end --conf-thres 0.25
   {prog} --weights best.pt --format torchscript --grid
-  {prog} --weights runs/train/exp/weights/best.pt --compact
 """
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sp_yolo.commands.inference import DeviceOptions
 from sp_yolo.config import REQUIRED, Rule, option
 
 EXAMPLES = """
   {prog} --weights runs/train/exp/weights/last.pt
   {prog} --weights best.pt --data data/bccd.yaml --img 320
+  {prog} --weights yolov7-tiny.pt --data photos/ --batches 50 --output saliency.png
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaliencyOptions:
+class SaliencyOptions(DeviceOptions):
     """Saliency."""
 
     weights: str = option(REQUIRED, "checkpoint: ours, the original's .pt, safetensors")
@@ -24,7 +26,6 @@ class SaliencyOptions:
     batch_size: int = option(16, "images of a gradient", "--batch-size", "--batch", rule=Rule(1))
     batches: int = option(20, "gradients that are averaged", rule=Rule(1))
     output: str = option("", "picture (default: beside the weights, NAME-saliency.png)", metavar="FILE")
-    device: str = option("", "cpu, 0, 1, ... ('' = first GPU, else CPU)")
 
 
 OPTIONS = (SaliencyOptions,)
