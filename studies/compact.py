@@ -2,7 +2,7 @@
 
     python studies/compact.py --data bccd --root DIR            # BCCD, 205 images
     python studies/compact.py --data few-aquarium --root DIR    # 176 images
-    python studies/compact.py --table                           # from the rows of both
+    python docs/generate_results.py                             # the table in docs/results.md, from the rows of both
 
 yolov7-tiny from scratch, 224 px, batch 16, about 360 steps, the recipe as it comes; the weights of the last epoch,
 mAP@.5:.95 on test. Written before the runs: paired differences to the dense network over 5 seeds, their 95 % interval;
@@ -29,8 +29,6 @@ from sp_yolo.config import load_config
 from sp_yolo.engine import Trainer
 from sp_yolo.engine.splits import open_dataset
 from sp_yolo.experiments.compare.execute import commit, measured
-from sp_yolo.experiments.compare.report import markdown
-from sp_yolo.experiments.statistics import mean_interval, paired_test
 from sp_yolo.models import build_model, channel_groups, compact
 from sp_yolo.models.channels import ChannelCost
 from sp_yolo.optim import group_prox
@@ -112,7 +110,7 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     found = measured(small, dataset, "test", trainer.options)
     if seed == 0:
         text = yaml.safe_dump(small.yaml, default_flow_style=None)
-        (RESULTS / f"{options.data}-seed0-{word}.yaml").write_text(text, encoding="utf-8")
+        (options.results / f"{options.data}-seed0-{word}.yaml").write_text(text, encoding="utf-8")
     shutil.rmtree(trainer.run.folder.weights)
     return {
         "variant": variant,
@@ -127,61 +125,39 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rows_of(data: str) -> list[dict[str, str]]:
-    path = RESULTS / f"{data}.csv"
+def rows_of(data: str, results: Path) -> list[dict[str, str]]:
+    path = results / f"{data}.csv"
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def table() -> str:
-    """Mean mAP of each variant, and its paired difference from the dense network over the seeds that both have."""
-    lines = []
-    for data in EPOCHS:
-        rows = rows_of(data)
-        scores = {v: {row["seed"]: float(row["map"]) for row in rows if row["variant"] == v} for v in VARIANTS}
-        for variant, own in scores.items():
-            seeds = sorted(set(own) & set(scores[DENSE]))
-            if len(seeds) < 2:
-                continue
-            values = [[each[seed] for seed in seeds] for each in (own, scores[DENSE])]
-            difference = paired_test(*values).difference.text(100, 1, "+") if variant != DENSE else ""
-            flops = [float(row["gflops"]) for row in rows if row["variant"] == variant]
-            mean = mean_interval(values[0]).text(100, 1)
-            lines.append((data, variant, str(len(seeds)), f"{sum(flops) / len(flops):.2f}", mean, difference))
-    if not lines:
-        return "Not measured yet."
-    return "\n".join(markdown(("data", "", "seeds", "GFLOPs, 640 px", "mAP", "minus dense"), lines))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=list(EPOCHS))
+    parser.add_argument("--data", choices=list(EPOCHS), required=True)
     parser.add_argument("--root", default="", help="the folder that the dataset's paths count from")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--epochs", type=int, default=0, help="fewer than the study's, to try it")
+    parser.add_argument("--epochs", type=int, default=0, help="fewer than the study's, to try it: give --results too")
     parser.add_argument("--runs", type=Path, default=Path("runs/compact"))
-    parser.add_argument("--table", action="store_true", help="print the table of the rows that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.data and not options.table:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{options.data}.csv"
-        done = {(row["variant"], row["seed"]) for row in rows_of(options.data)}
-        for seed in range(options.seeds):
-            for variant in options.variants:
-                if (variant, str(seed)) in done:
-                    continue
-                row = run(variant, seed, options)
-                new = not path.exists()
-                with open(path, "a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
-                print(row, flush=True)
-    print(table())
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / f"{options.data}.csv"
+    done = {(row["variant"], row["seed"]) for row in rows_of(options.data, options.results)}
+    for seed in range(options.seeds):
+        for variant in options.variants:
+            if (variant, str(seed)) in done:
+                continue
+            row = run(variant, seed, options)
+            new = not path.exists()
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -127,3 +127,25 @@ def test_weights_without_zeros_are_no_compact_model(tmp_path: Path, toy_yaml: Pa
     assert main(["export", "--weights", str(weights), "--compact", "--img", "64"]) != 0
     assert "no channel of it is zero" in capsys.readouterr().err
     assert not weights.with_name("best-compact.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cfg", "size"), [("yolov7", 64), ("yolov7-w6", 128)])
+def test_large_models_lose_half_in_three_steps(tmp_path: Path, toy_yaml: Path, cfg: str, size: int) -> None:
+    """Trained, cut, exported and loaded again."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    overrides = {"sp_channels": 0.5, "sp_every": 1}
+    own = options(toy_yaml, tmp_path, cfg=cfg, overrides=overrides, epochs=1, img_size=[size], batch_size=8)
+    summary = Trainer(load_config(**own)).fit()
+    assert summary["compact"]["gflops"][1] <= 0.5 * summary["compact"]["gflops"][0]
+    weights = tmp_path / "run" / "weights"
+    held, small = (model_from_weights(weights / name).eval() for name in ("best.pt", "best-compact.pt"))
+    images = torch.rand(1, 3, size, size)
+    with torch.no_grad():
+        wanted = held(images)[1]
+        for level, found in zip(wanted, small(images)[1], strict=True):
+            assert torch.allclose(level, found, rtol=1e-4, atol=1e-4)
+    assert main(["export", "--weights", str(weights / "best-compact.pt"), "--img", str(size)]) == 0
+    session = onnxruntime.InferenceSession(str(weights / "best-compact.onnx"))
+    for level, found in zip(wanted, session.run(None, {"images": images.numpy()}), strict=True):
+        np.testing.assert_allclose(found, level.numpy(), rtol=1e-3, atol=1e-2)
