@@ -97,10 +97,9 @@ class Schedule:
         # The rest of an epoch is stepped on, not thrown away.
         return (batch + 1) % accumulate == 0 or batch + 1 == self.batches_per_epoch
 
-    def updates(self, iterations: int | None = None) -> int:
-        """Optimizer steps of the first ``iterations``, or of the whole run."""
-        steps = range(self.iterations if iterations is None else iterations)
-        return sum(self._updates(step, self.accumulate(step)) for step in steps)
+    def updates(self, iterations: range | None = None) -> int:
+        """Optimizer steps of some ``iterations``, or of the whole run."""
+        return sum(self._updates(step, self.accumulate(step)) for step in iterations or range(self.iterations))
 
 
 @dataclass(frozen=True)

@@ -219,9 +219,11 @@ class Trainer:
 
     def _was_larger(self, epoch: int) -> bool:
         """Whether channels were still to go when ``epoch`` began."""
-        recipe, schedule = self.run.recipe, self.run.schedule
-        before = schedule.updates(epoch * schedule.batches_per_epoch)
-        return recipe.sp_channels > 0 and before <= last_prox(recipe.sp_end, schedule.updates())
+        if not self.run.recipe.sp_channels:
+            return False
+        group, total = self.run.state.optimizer.param_groups[0], self.run.schedule.batches_per_epoch
+        before = group["k"] - self.run.schedule.updates(range(epoch * total, (epoch + 1) * total))
+        return bool(before <= last_prox(group["end"], group["total_steps"]))
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
     def save(self, name: str = LAST) -> None:

@@ -36,6 +36,7 @@ def test_a_run_leaves_a_small_network_that_loads(
     own = options(toy_yaml, tmp_path, cfg=wide, noplots=False, overrides=OVERRIDES)
     summary = Trainer(load_config(**own)).fit()
     said = capsys.readouterr().out
+    assert summary["best"]["epoch"] == 2  # channels go until step 10 of 15, when the last of three epochs begins
     weights = tmp_path / "run" / "weights"
     held, small = (model_from_weights(weights / name).eval() for name in ("best.pt", "best-compact.pt"))
     images = torch.rand(1, 3, 64, 64)
