@@ -31,6 +31,7 @@ from sp_yolo.engine.splits import open_dataset
 from sp_yolo.experiments.compare.execute import commit, measured
 from sp_yolo.models import build_model, channel_groups, compact
 from sp_yolo.models.channels import ChannelCost
+from sp_yolo.models.widths import WIDTHS
 from sp_yolo.optim import group_prox
 
 CFG, SHARE, SIDE, EPOCHS = "yolov7-tiny", 0.5, 224, {"bccd": 28, "few-aquarium": 32}
@@ -70,12 +71,13 @@ def criterion(variant: str) -> Iterator[None]:
 
 
 def narrow_cfg() -> dict[str, Any]:
-    """The model with the largest width_multiple, in hundredths, that has no more FLOPs than what is to be left."""
-    dense = build_model(CFG)
-    for hundredths in range(99, 9, -1):
-        model = build_model({**dense.yaml, "width_multiple": hundredths / 100})
-        if channel_groups(model).gflops(SIDE) <= (1 - SHARE) * channel_groups(dense).gflops(SIDE):
-            return model.yaml
+    """The model with the largest equal share of all layers, in thousandths, whose FLOPs are what is to be left."""
+    groups = channel_groups(build_model(CFG))
+    for thousandths in range(999, 0, -1):
+        kept = (groups.sizes * thousandths / 1000).round().clamp(min=1)
+        if groups.gflops(SIDE, kept) <= (1 - SHARE) * groups.gflops(SIDE):
+            widths = {family.name: int(width) for family, width in zip(groups.families, kept, strict=True)}
+            return {**build_model(CFG).yaml, WIDTHS: widths}
     raise ValueError("no width is narrow enough")
 
 
