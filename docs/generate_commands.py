@@ -25,6 +25,7 @@ SEE = {
     "val": "[Getting started](../getting-started.md#4-look)",
     "predict": "[Getting started](../getting-started.md#5-predict)",
     "export": "[Getting started](../getting-started.md#6-export), [a further format](../extending.md#an-export-format)",
+    "saliency": "[Small, fast detectors](../channels.md)",
     "check": "[Your data](../data.md)",
     "classify": "[Comparing optimizers](../compare.md#one-run-several-seeds-sp-yolo-classify)",
     "compare": "[Comparing optimizers](../compare.md#a-table-sp-yolo-compare)",

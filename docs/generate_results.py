@@ -181,7 +181,36 @@ def _both_maps(row: dict[str, str]) -> str:
     return f"{float(row['map50']):.3f} / {float(row['map50_95']):.3f} ({row['epochs']} epochs)"
 
 
+# ----------------------------------------------------------------------------------------------- channels that go
+def compact_scores() -> str:
+    """Mean mAP of each variant of studies/compact.py, and its paired difference from the dense network over the seeds
+    that both have."""
+    lines = []
+    for data, words in {"bccd": "BCCD, 205 images", "few-aquarium": "aquarium, 176 images"}.items():
+        path = RESULTS / "compact" / f"{data}.csv"
+        if not path.is_file():
+            continue
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        dense = _scores([row for row in rows if row["variant"] == "dense"], "map")
+        for variant in dict.fromkeys(row["variant"] for row in rows):
+            own_rows = [row for row in rows if row["variant"] == variant]
+            own = _scores(own_rows, "map")
+            seeds = sorted(set(own) & set(dense))
+            values = [[each[seed] for seed in seeds] for each in (own, dense)]
+            if len(seeds) < 2:
+                continue
+            difference = paired_test(*values).difference.text(100, 1, "+") if variant != "dense" else ""
+            flops = sum(float(row["gflops"]) for row in own_rows) / len(own_rows)
+            mean = mean_interval(values[0]).text(100, 1)
+            lines.append((f"{words}: {variant}", str(len(seeds)), f"{flops:.1f}", mean, difference))
+    if not lines:
+        return "Not measured yet."
+    return "\n".join(markdown(("", "seeds", "GFLOPs at 640 px", "mAP", "minus dense"), lines))
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "compact scores": compact_scores,
     "few scores": few(score_table),
     "few ranks": few(ranks_text),
     "few against SP": few(against_table),

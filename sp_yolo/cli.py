@@ -22,6 +22,7 @@ COMMANDS = {
     "val": ("sp_yolo.commands.val", "measure weights on a split (the original's test.py)"),
     "predict": ("sp_yolo.commands.predict", "detect on images, folders, videos, webcams (the original's detect.py)"),
     "export": ("sp_yolo.commands.export", "write TorchScript or ONNX, checked against the model"),
+    "saliency": ("sp_yolo.commands.saliency", "show which channels matter, and what each layer could lose"),
     "eval": ("sp_yolo.commands.eval", "metrics of a detections file: COCO, VOC07 or VOC12"),
     "classify": ("sp_yolo.commands.classify", "train small networks on MNIST, CIFAR-10 or image folders"),
     "compare": ("sp_yolo.commands.compare", "compare optimizers over seeds, tuned alike, with confidence intervals"),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sp_yolo.commands.inference import data_of, training_options
 from sp_yolo.config import REQUIRED, Rule, option
 from sp_yolo.engine.splits import open_measured_split
+from sp_yolo.export.compact import compact_file
 from sp_yolo.export.end2end import FORMS, EndToEnd
 from sp_yolo.export.files import export_model
 from sp_yolo.export.formats import FORMATS
@@ -55,6 +56,7 @@ class ExportOptions:
     int8: bool = option(False, "OpenVINO: all but the head in INT8, calibrated on training images")
     data: str = option("", "--int8: dataset YAML or folder (default: the one the weights were trained on)")
     calibration_images: int = option(300, "--int8: images to calibrate on", rule=Rule(1, 100000))
+    compact: bool = option(False, "first cut out the channels that training removed, into NAME-compact.pt")
 
     @staticmethod
     def prepare(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +71,10 @@ OPTIONS = (ExportOptions,)
 def run(options: ExportOptions) -> int:
     """Print the file, its outputs and how far they are from the model's; returns the exit code."""
     weights = find_weights(options.weights, offline=options.offline)
+    if options.compact:
+        path, report = compact_file(weights, max(options.img_size))
+        print(f"{path}: {report}; largest difference from the model: {report.difference:.2e}")
+        weights = str(path)
     nms_settings = EndToEnd(
         options.topk_all, options.iou_thres, options.conf_thres, options.max_wh, options.end2end_form
     )

@@ -58,13 +58,14 @@ class ScheduleRecipe(Part):
 
 @dataclass(frozen=True)
 class SPRecipe(Part):
-    """Settings of SP: docs/the-method.md."""
+    """Settings of SP: docs/the-method.md. ``sp_channels``: share of a detector's FLOPs that goes, as whole channels."""
 
     sp_mode: str = of_sp("mode")
     sp_metric: str = of_sp("metric")
     sp_saliency: str = of_sp("saliency")
     sp_sigma_backbone: float = of_sp("sigma")
     sp_sigma_head: float = of_sp("sigma")
+    sp_channels: float = hyper(0.0, 0, 0.95)
     sp_every: int = of_sp("every")
     sp_start: float = of_sp("start")
     sp_end: float = of_sp("end")
@@ -203,7 +204,18 @@ def load_recipe(
     if recipe.optimizer.sp_start >= recipe.optimizer.sp_end:
         start, end = recipe.optimizer.sp_start, recipe.optimizer.sp_end
         raise UserError(f"{find_file(path, 'hyp')}: sp_start = {start} must be below sp_end = {end}")
+    _check_channels(recipe.optimizer, str(find_file(path, "hyp")))
     return recipe
+
+
+def _check_channels(recipe: OptimizerRecipe, where: str) -> None:
+    """Raises UserError where channels are to go, and with them what excludes that."""
+    if not recipe.sp_channels:
+        return
+    if recipe.sp_sigma_backbone or recipe.sp_sigma_head:
+        raise UserError(f"{where}: sp_channels removes channels, sp_sigma_* single weights: set one of them")
+    if recipe.sp_mode != "robust":
+        raise UserError(f"{where}: sp_channels needs sp_mode: robust, not {recipe.sp_mode}")
 
 
 def read_recipe(path: str | os.PathLike[str], size: str, above: tuple[str, ...] = ()) -> dict[str, Any]:

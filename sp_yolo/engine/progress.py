@@ -40,11 +40,14 @@ class Progress:
         """Numbers and words only, for a checkpoint; ``Progress(**state)`` gives it back."""
         return asdict(self)
 
-    def close_epoch(self, record: Record, validated: bool) -> bool:
-        """Append the record of a finished epoch; True when none was better.
+    def close_epoch(self, record: Record, validated: bool, *, another: bool = False) -> bool:
+        """Append the record of a finished epoch; True when none was better. ``another``: those before were of another,
+        larger model and do not count.
 
         With equal figures the later epoch counts: where all are 0, the first would be the least trained.
         """
+        if another:
+            self.best = -1.0
         self.records.append(record)
         self.loss_sums, self.loss_count = [0.0] * len(PARTS), 0
         improved = validated and fitness(record) >= self.best

@@ -97,9 +97,9 @@ class Schedule:
         # The rest of an epoch is stepped on, not thrown away.
         return (batch + 1) % accumulate == 0 or batch + 1 == self.batches_per_epoch
 
-    def updates(self) -> int:
-        """Optimizer steps of the whole run."""
-        return sum(self._updates(step, self.accumulate(step)) for step in range(self.iterations))
+    def updates(self, iterations: range | None = None) -> int:
+        """Optimizer steps of some ``iterations``, or of the whole run."""
+        return sum(self._updates(step, self.accumulate(step)) for step in iterations or range(self.iterations))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sp_yolo.config import Config
+from sp_yolo.config import Config, OptimizerRecipe
 from sp_yolo.engine.autoanchor import check_anchors
+from sp_yolo.engine.compact import remove_channels
 from sp_yolo.engine.ema import ModelEma
 from sp_yolo.engine.inputs import class_weights
 from sp_yolo.engine.model import Say
@@ -50,6 +51,7 @@ class Run:
     size: RunSize
     told: Content
     recipe_path: str
+    recipe: OptimizerRecipe
     train: TrainingSplit
     val: MeasuredSplit
     network: nn.Module
@@ -97,6 +99,8 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
             schedule = dataclasses.replace(schedule, lrf=1.0)
             plan.say(f"{config.optimizer}: constant rate after the warm-up, its own average of the weights")
         state = _start_state(plan, train, length, schedule)
+        if share := plan.recipe.optimizer.sp_channels:
+            plan.say(remove_channels(state.optimizer, plan.model, share))
         loss, val_loss = _build_losses(plan, train)
         network = _wrap(plan)
         groups = state.optimizer.param_groups
@@ -117,6 +121,7 @@ def _build(plan: Plan, folder: RunDir | None, resumed: Content) -> Run:
             size=size,
             told=told,
             recipe_path=plan.chosen.path,
+            recipe=plan.recipe.optimizer,
             train=train,
             val=val,
             network=network,

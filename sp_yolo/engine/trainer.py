@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sp_yolo.config import Config, load_config
 from sp_yolo.data import Batch
+from sp_yolo.engine.compact import COMPACT, save_compact
 from sp_yolo.engine.inputs import image_weights, to_input
 from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
@@ -23,6 +24,7 @@ from sp_yolo.engine.watch import run_start, watchers
 from sp_yolo.eval import EvalResult
 from sp_yolo.models import load_weights
 from sp_yolo.models.weights.tensors_file import write_tensors
+from sp_yolo.optim.saliency import last_prox
 from sp_yolo.report import per_class_table, written_files
 from sp_yolo.runtime.checkpoint import LAST, save_checkpoint
 from sp_yolo.runtime.device import searched_convolutions
@@ -241,11 +243,19 @@ class Trainer:
         )
         self._measured_last = outcome
         self.out_of_time = bool(largest(int(self._time_is_short()), self.world))
-        improved = progress.close_epoch(record, validated=outcome is not None)
+        improved = progress.close_epoch(record, validated=outcome is not None, another=self._was_larger(epoch))
         run.state.losses = RunningLoss(run.compute.device, progress)
         if self.world.main:
             run.folder.write_results(progress.records, run.size.epochs)
             self._save_epoch(epoch, improved)
+
+    def _was_larger(self, epoch: int) -> bool:
+        """Whether channels were still to go when ``epoch`` began."""
+        if not self.run.recipe.sp_channels:
+            return False
+        group, total = self.run.state.optimizer.param_groups[0], self.run.schedule.batches_per_epoch
+        before = group["k"] - self.run.schedule.updates(range(epoch * total, (epoch + 1) * total))
+        return bool(before <= last_prox(group["end"], group["total_steps"]))
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
     def save(self, name: str = LAST) -> None:
@@ -306,22 +316,39 @@ class Trainer:
         self.show(f"\n{per_class_table(best)}\n\n{best.summary_text}")
         seconds = time.perf_counter() - started
         summary = run_summary(best, progress, seconds, self.options.seed, run.compute)
+        smaller = self._write_compact(summary)
         if self._draws:
-            self._report(best, summary)
+            self._report(best, summary, smaller)
         run.folder.write_json("summary.json", summary)
         self.callbacks.on_files(written_files(path))
+        compact_line = f"compact       {run.folder.weights / COMPACT}: {smaller}\n" if smaller else ""
         self.show(
             f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
             f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
             f"{'' if run.val.data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
-            f"run directory {path}\nweights       {self.best_weights}\npictures      {path}/*.jpg, *.png"
+            f"run directory {path}\nweights       {self.best_weights}\n"
+            f"{compact_line}pictures      {path}/*.jpg, *.png"
         )
         return summary
 
-    def _report(self, best: EvalResult, summary: Record) -> None:
+    def _write_compact(self, summary: Record) -> str:
+        """Write the best weights without the channels that went; words about it, "" where none did."""
+        run = self.run
+        if not run.recipe.sp_channels:
+            return ""
+        content = run.state.finished_weights(run.told)
+        report = save_compact(run.state.ema.module, run.folder.weights / COMPACT, content, run.size.val)
+        summary["compact"] = report.as_dict()
+        if self._draws:
+            self.say(report.draw(run.folder.path / "channels.png"))
+        return str(report)
+
+    def _report(self, best: EvalResult, summary: Record, smaller: str) -> None:
         run, options = self.run, self.options
         facts = {"data": options.data, "recipe": run.recipe_path, "seed": summary["seed"], "device": summary["device"]}
         facts |= model_facts(run.state.ema.module, run.size.val)
+        if smaller:
+            facts["compact"] = smaller
         title = f"{run.folder.path.name}: {options.cfg or options.weights}, {options.optimizer}"
         history = run.state.progress.records
         self.say("\n".join(run_report(run.folder.path, best, run.val, title=title, facts=facts, history=history)))

@@ -19,6 +19,7 @@ from sp_yolo.models import grammar
 from sp_yolo.models.blocks import MP, SPPCSPC, Chuncat, Concat, Conv, DownC, ReOrg, RepConv, SameMaxPool, Shortcut
 from sp_yolo.models.grammar import Row
 from sp_yolo.models.heads import Detect, IAuxDetect, IDetect
+from sp_yolo.models.widths import WIDTHS, narrow
 
 # Test-time augmentation: (scale, mirrored) of each pass, and the gray that fills what the scaled image leaves free.
 TTA_PASSES = ((1.0, False), (0.83, True), (0.67, False))
@@ -160,6 +161,8 @@ class DetectionModel(nn.Module):
         # In inference the rows that only feed auxiliary heads are not computed.
         self._training_plan = _plan(rows, range(len(rows)))
         self._inference_plan = _plan(rows, sorted(grammar.lead_rows(rows)))
+        if WIDTHS in config:
+            narrow(self, config[WIDTHS], where)
 
     @property
     def head(self) -> Detect:

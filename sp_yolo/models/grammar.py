@@ -232,4 +232,11 @@ def deploy_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         ]
         section = "backbone" if old < len(result["backbone"]) else "head"
         sections[section].append([moved if isinstance(origin, Sequence) else moved[0], number, layer, arguments])
+    if "widths" in result:  # by names such as model.51.cv1
+        result["widths"] = {_renumbered(name, renumbered): width for name, width in result["widths"].items()}
     return {**result, **sections}
+
+
+def _renumbered(name: str, rows: Mapping[int, int]) -> str:
+    """A name that begins with "model.ROW" under the row's new number."""
+    return re.sub(r"(?<=^model\.)\d+", lambda row: str(rows[int(row[0])]), name)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sp_yolo.optim import native
 from sp_yolo.optim.batch import flat, is_dense
-from sp_yolo.optim.damping import fisher_metric
-from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_masks, saliency
+from sp_yolo.optim.saliency import BLOCK, SAMPLE, bracket, keep_blocks, keep_masks, saliency, saliency_matrix
 
 
 def prune_group(
@@ -88,11 +87,7 @@ class _Weights:
 
     def __init__(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         x = param if is_dense(param) else torch.empty_like(param).copy_(param)
-        scale = None
-        if group["saliency"] == "fisher":
-            scale = state["square_avg"]
-        elif group["metric"] == "fisher":
-            scale = 1.0 / fisher_metric(state["square_avg"], group["momentum"])
+        scale = saliency_matrix(group, state)
         mask = state.get("mask")
         self.dtype = state["momentum_buffer"].dtype
         self.rows = flat(x), None if scale is None else flat(scale), None if mask is None else flat(mask)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sp_yolo.optim.damping import fisher_metric
 
 # Size of the sample that brackets the threshold; up to so many elements are sorted instead.
 SAMPLE = 1 << 16
@@ -18,6 +21,13 @@ def saliency(x: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> T
     """S = 0.5 * h * x^2, eq. (5), in the metric diag(h); h = 1 (the order of magnitude) when None."""
     squared = torch.mul(x, x, out=out)
     return squared.mul_(0.5) if h is None else squared.mul_(h).mul_(0.5)
+
+
+def saliency_matrix(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
+    """h, the diagonal that weighs x^2 in a tensor's saliency; None: ones."""
+    if group["saliency"] == "fisher":
+        return state["square_avg"]  # type: ignore[no-any-return]
+    return 1.0 / fisher_metric(state["square_avg"], group["momentum"]) if group["metric"] == "fisher" else None
 
 
 def last_prox(end: float, total_steps: int) -> int:

@@ -82,8 +82,10 @@ def prunable_flags(group: dict[str, Any]) -> list[bool]:
 
 def keeps_squares(group: dict[str, Any], prunable: bool) -> bool:
     """Whether a tensor's state holds E[g^2]: the metric or its saliency are made of it."""
-    weighted = prunable and group["sigma"] > 0 and group["saliency"] == "fisher"
-    return group["mode"] == "robust" and (group["metric"] == "fisher" or weighted)
+    weighed = (prunable and group["sigma"] > 0) or bool(group.get("removal"))
+    return bool(
+        group["mode"] == "robust" and (group["metric"] == "fisher" or (weighed and group["saliency"] == "fisher"))
+    )
 
 
 def prunable_params(group: dict[str, Any]) -> list[Tensor]:

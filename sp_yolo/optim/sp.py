@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sp_yolo.optim.damping import wide_dtype
+from sp_yolo.optim.group_prox import Removal, remove
 from sp_yolo.optim.paper import paper_update
 from sp_yolo.optim.plan import SPARSE, Plan, all_of, current_plan, on_device
 from sp_yolo.optim.prune import forget_displacement, prune_group
@@ -68,6 +69,7 @@ class SP(Optimizer):
     """
 
     path = "none"
+    _removal: Removal | None = None
 
     def __init__(
         self,
@@ -130,6 +132,21 @@ class SP(Optimizer):
         flags = group.get("prunable")
         if flags is not None and len(flags) != len(group["params"]):
             raise ValueError(f"prunable has {len(flags)} flags for {len(group['params'])} parameters")
+
+    def remove_groups(self, removal: Removal) -> None:
+        """Remove groups of entries from now on, on the ramp of the first parameter group (its every, start, end and
+        total_steps), and hold them. To go on with a run, say it before ``load_state_dict``; what is gone is in there.
+
+        Raises:
+            ValueError: what :meth:`Removal.check` says.
+        """
+        removal.check(self.param_groups)
+        self._removal, self._plan = removal, None
+        for group in self.param_groups:
+            group["removal"] = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_removal": self._removal}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -210,8 +227,19 @@ class SP(Optimizer):
                 if prune_group(group, params, self.state, count, compiled):
                     self._plan = None  # it knows no mask of these tensors
                 pruned = True
+        if self._remove(step):
+            self._plan, pruned = None, True
         if pruned:
             forget_displacement(self.state.values())
+
+    def _remove(self, step: int) -> bool:
+        """The proximal step of the groups of entries, where it is due; whether any went."""
+        first = self.param_groups[0]
+        schedule = (first["start"], first["end"], first["total_steps"])
+        if self._removal is None or not prox_due(step, first["every"], *schedule):
+            return False
+        owners = {id(param): group for group in self.param_groups for param in group["params"]}
+        return remove(self._removal, sigma_at(step, self._removal.share, *schedule), owners, self.state)
 
     def _paper_step(self) -> None:
         waits = not on_device(self.param_groups)
@@ -258,7 +286,8 @@ class SP(Optimizer):
     def _refuse_capture(self, step: int) -> None:
         for group in self.param_groups:
             length = group["total_steps"]
-            if group["sigma"] and (length is None or step <= last_prox(group["end"], length)):
+            prunes = group["sigma"] or self._removal is not None
+            if prunes and (length is None or step <= last_prox(group["end"], length)):
                 raise RuntimeError("the proximal step cannot be captured in a CUDA graph: capture it with sigma=0")
 
 

@@ -31,7 +31,7 @@ WORST_IMAGES = 6
 # the order of pictures on the page: first what was measured, then what was seen
 PICTURES = (
     *("results.png", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"),
-    *("worst_missed.jpg", "worst_false.jpg", "test_batch*.jpg", "train_batch*.jpg"),
+    *("channels.png", "worst_missed.jpg", "worst_false.jpg", "test_batch*.jpg", "train_batch*.jpg"),
 )
 
 

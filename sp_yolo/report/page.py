@@ -33,6 +33,7 @@ CAPTIONS = {
     "P_curve.png": "Precision over the confidence threshold at IoU .5",
     "R_curve.png": "Recall over the confidence threshold at IoU .5",
     "confusion_matrix.png": "Confusion matrix at confidence .25 and IoU .45: boxes, and shares of each true class",
+    "channels.png": "Channels of each layer: what is left of them",
     "worst_missed.jpg": "Most missed labels: orange is missed, green is found",
     "worst_false.jpg": "Most false boxes: red is false, green are the labels",
 }

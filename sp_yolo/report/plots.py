@@ -116,6 +116,25 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     save_figure(figure, Path(path))
 
 
+def draw_channels(names: Sequence[str], bars: Mapping[str, Sequence[int]], title: str, path: str | Path) -> None:
+    """Write a bar for each layer and each entry of ``bars`` (label -> channels), the later before the earlier.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing.
+    """
+    figure = new_figure(max(6.0, 0.14 * len(names) + 2), 4.5)
+    plot = figure.subplots()
+    places = range(len(names))
+    for number, (label, counts) in enumerate(bars.items()):
+        shade = 0.85 * (1 - number / max(len(bars) - 1, 1))
+        plot.bar(places, counts, color=(shade, shade * 0.7 + 0.25, 0.6 + 0.35 * shade), label=label)
+    plot.set_xticks(places, [name.removeprefix("model.") for name in names], rotation=90, fontsize="xx-small")
+    plot.set(xlabel="layer", ylabel="channels", xlim=(-0.7, len(names) - 0.3))
+    plot.set_title(title, fontsize="small")
+    plot.legend(fontsize="small")
+    save_figure(figure, Path(path))
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     """Write the figure, nothing of it cut off. Raises StorageError where ``path`` cannot be written."""
     try:

@@ -14,7 +14,8 @@ from sp_yolo.experiments.classify.models import MODELS
 # Hyperparameters that differ from a detector's, of every optimizer.
 _DEFAULTS = {"lrf": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 0.0, "warmup_bias_lr": 0.0}
 _GENERAL = ("lr0", *_DEFAULTS, "warmup_momentum", "label_smoothing", "clip_norm")
-KEYS = (*_GENERAL, *(key for key in HYP_RULES if key.startswith("sp_")))
+# sp_channels is of detectors, whose rows say which channels belong together.
+KEYS = (*_GENERAL, *(key for key in HYP_RULES if key.startswith("sp_") and key != "sp_channels"))
 
 
 @dataclass(frozen=True)
