@@ -56,26 +56,29 @@ def swap_optimizer(*names: str, **settings: Any) -> Iterator[None]:
 
 @contextmanager
 def swapped(
-    names: tuple[str, ...], terms: Terms, built: Callable[[HostSP], None] = lambda optimizer: None
+    names: tuple[str, ...],
+    terms: Terms,
+    built: Callable[[HostSP], None] = lambda optimizer: None,
+    base: type[HostSP] = HostSP,
 ) -> Iterator[None]:
-    """torch.optim's classes ``names`` build a HostSP on ``terms``; each is shown to ``built``."""
+    """torch.optim's classes ``names`` build a ``base`` on ``terms``; each is shown to ``built``."""
     with ExitStack() as stack:
         for name in names:
             original = getattr(torch.optim, name, None)
             if not inspect.isclass(original) or not issubclass(original, torch.optim.Optimizer):
                 raise ValueError(f"torch.optim has no optimizer named {name}")
-            like = _called_like(original, terms, built)
+            like = _called_like(original, terms, built, base)
             # In the namespace torch.optim and in the module that defines it.
             for owner in (sys.modules[original.__module__], torch.optim):
                 stack.enter_context(replaced(owner, name, like))
         yield
 
 
-def _called_like(original: Any, terms: Terms, built: Callable[[HostSP], None]) -> type[HostSP]:
-    """A HostSP with the call signature of ``original``."""
+def _called_like(original: Any, terms: Terms, built: Callable[[HostSP], None], base: type[HostSP]) -> type[HostSP]:
+    """A ``base`` with the call signature of ``original``."""
     signature = inspect.signature(original)
 
-    class Swapped(HostSP):
+    class Swapped(base):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
