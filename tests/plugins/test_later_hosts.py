@@ -2,8 +2,7 @@
 
 import gc
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 
 from sp_yolo.errors import UserError
 from sp_yolo.plugins import patch_yolov7
+from sp_yolo.plugins.checkout import find_host, process_state
 from sp_yolo.plugins.yolov7 import run_script
 
 SCRIPT = "det/train.py"
@@ -33,7 +33,10 @@ def train(host: Path, *arguments: str, lines: list[str] | None = None, **setting
 
 def plainly(host: Path, *arguments: str) -> list[list[float]]:
     """As ``train``, with the host's own optimizer."""
-    subprocess.run([sys.executable, str(host / SCRIPT), *arguments], check=True, env={**os.environ})
+    found = find_host(host, SCRIPT)
+    with process_state(found):
+        sys.argv[:] = [SCRIPT, *arguments]
+        runpy.run_path(str(found.script), run_name="__main__")
     return json.loads(Path("rates.json").read_text())
 
 
@@ -144,7 +147,7 @@ def test_nine_generations_keep_no_model_alive(host: Path, run_folder: Path) -> N
             tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.nn.Parameter))
             living.append(sum(p.numel() for p in tensors))
 
-    assert run_script(host, ["--evolve", "9", "--epochs", "1", "--width", "64"], script=SCRIPT, report=count) == 0
+    assert run_script(host, ["--evolve", "9", "--epochs", "1", "--width", "24"], script=SCRIPT, report=count) == 0
     assert len(living) == 9
     assert max(living) < 1.5 * living[0]
 
