@@ -89,6 +89,8 @@ class HostSP(SP):
             UserError: a tensor that is not the network's, or one handed over twice.
         """
         (group,) = _as_groups([param_group])
+        if "lr" in {**self._terms.resumed, **self._terms.settings}:
+            group.pop("lr", None)  # an lr that is given holds for every group
         if self._roles:
             known = {id(p) for other in self.param_groups for p in other["params"]}
             roles = [self._role(param, known) for param in group["params"]]

@@ -297,3 +297,10 @@ def test_command_line(checkout: Path, run_folder: Path, capsys) -> None:
 )
 def test_wrong_settings(checkout: Path, run_folder: Path, capsys, assignment: str, message: str) -> None:
     assert message in error_line(capsys, str(checkout), "--sp", assignment, "--", "--epochs", "1")
+
+
+def test_the_hosts_arguments_come_after_two_dashes(checkout: Path, capsys) -> None:
+    for arguments in (["--epochs", "1"], []):
+        with pytest.raises(SystemExit):
+            cli.main(["yolov7", str(checkout), *arguments])
+        assert "the host's own arguments come after --" in capsys.readouterr().err
