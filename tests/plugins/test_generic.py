@@ -182,3 +182,47 @@ def test_recipe_transformers(tmp_path: Path) -> None:
     names = recipe("transformers", {"model": model, "arguments": arguments, "dataset": rows})
     assert isinstance(names["trainer"].optimizer.optimizer, SP)
     assert loss_of(model.network) < before
+
+
+def test_recipe_mmengine() -> None:
+    pytest.importorskip("mmengine")
+    model = network()
+    before = loss_of(model)
+    names = recipe("MMEngine", {"model": model, "loader": batches(), "criterion": nn.CrossEntropyLoss()})
+    assert isinstance(names["wrapper"].optimizer, SP)
+    assert loss_of(model) < before
+
+
+def test_detectron2_builds_sp() -> None:
+    config = pytest.importorskip("detectron2.config")
+    from detectron2.solver import build_optimizer
+
+    cfg = config.get_cfg()
+    cfg.SOLVER.BASE_LR = 0.02
+    with swap_optimizer(sigma_backbone=0.5, total_steps=9):
+        optimizer = build_optimizer(cfg, network())
+    assert isinstance(optimizer, SP)
+    assert optimizer.param_groups[0]["lr"] == 0.02
+
+
+def test_torchvisions_reference_for_detection() -> None:
+    """Its calls, as its documentation has them: SGD over what is trainable, a warm-up per batch, the sum of losses."""
+    detection = pytest.importorskip("torchvision.models.detection")
+    torch.manual_seed(0)
+    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+    with swap_optimizer(sigma_backbone=0.5, sigma_head=0.25, total_steps=4, every=1):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trainable, lr=0.005, momentum=0.9, weight_decay=5e-4)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=3)
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    targets = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])} for _ in images]
+    for _ in range(4):
+        optimizer.zero_grad()
+        sum(model(images, targets).values()).backward()
+        optimizer.step()
+        warm_up.step()
+    roles = dict(zip(optimizer.param_groups[0]["param_names"], optimizer.param_groups[0]["roles"], strict=True))
+    assert {role for name, role in roles.items() if name.endswith("conv.weight")} <= {"backbone", "head"}
+    assert {role for name, role in roles.items() if name.startswith("head") and name.endswith("bias")} == {"bias"}
+    shares = optimizer.sparsity()
+    assert (shares["backbone"], shares["head"]) == (pytest.approx(0.5, abs=1e-4), pytest.approx(0.25, abs=1e-4))
