@@ -83,7 +83,7 @@ def _called_like(original: Any, terms: Terms, built: Callable[[HostSP], None], b
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            call = {name: given[name] for name in ("lr", "weight_decay", "maximize") if name in given}
+            call: dict[str, Any] = {name: given[name] for name in ("lr", "weight_decay", "maximize") if name in given}
             momentum = given.get("momentum") or given.get("betas", (0,))[0]
             if momentum:
                 call["momentum"] = momentum

@@ -26,7 +26,7 @@ STRIP = (
 class Terms:
     """What holds for every optimizer that a host builds.
 
-    ``settings``: SP's, ``sigma_backbone``, ``sigma_head``, ``backbone``; what they leave out comes from ``resumed``,
+    ``settings``: SP's, ``sigma_backbone``, ``sigma_head``, ``backbone``; what they leave out comes from ``fallback``,
     then from the host's call. ``report`` takes lines of words. ``strict``: every trainable tensor of one network must
     be handed over. ``epochs``: of the run, where the host said it; ``network``: the host's, where it is known.
     ``stepped``: whether an optimizer has; ``progress``: words on the last checkpoint.
@@ -35,7 +35,7 @@ class Terms:
     settings: dict[str, Any]
     report: Callable[[str], None] = lambda line: None
     strict: bool = False
-    resumed: dict[str, Any] = field(default_factory=dict)
+    fallback: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     network: nn.Module | None = None
     stepped: bool = False
@@ -52,7 +52,8 @@ class HostSP(SP):
 
     def __init__(self, params: Iterable[Any], call: dict[str, Any], terms: Terms, former: str = "SGD") -> None:
         handed = _as_groups(params)
-        settings = {**terms.resumed, **terms.settings}
+        settings = {**terms.fallback, **terms.settings}
+        self._lr = settings.get("lr")
         self._backbone = settings.pop("backbone", None)
         sigma = settings.pop("sigma", 0.0)
         self._sigmas = {name: settings.pop(name, sigma) for name in OF_ROLES}
@@ -70,27 +71,31 @@ class HostSP(SP):
         """Whether the length of the run is needed and still to be found out.
 
         Raises:
-            UserError: it cannot be; or the settings need the network, which was not found.
+            UserError: it cannot be; the network is needed and was not found, or all of it is frozen.
         """
         sigmas, terms = set(self._sigmas.values()), self._terms
         if not self._roles and (terms.strict or len(sigmas) > 1):
             raise UserError("the host's optimizer gets parameters of no network alive: SP cannot name them")
+        if terms.strict and all(role.role == "frozen" for role in self._roles.values()):
+            raise UserError(
+                "every parameter of the host's network is frozen: nothing is left to train (see its --freeze)"
+            )
         if settings.get("mode") == "paper" and len(sigmas) > 1:
             raise UserError("--sp mode=paper has one sigma: give sigma_backbone and sigma_head alike")
         ramp = self._roles and any(sigmas) and settings.get("mode") != "paper" and settings.get("total_steps") is None
-        if ramp and terms.strict and not terms.resumed and (terms.epochs or 0) < 2:
+        if ramp and terms.strict and not terms.fallback and (terms.epochs or 0) < 2:
             raise UserError("--sp sigma_*: without two --epochs to count in, give total_steps=N, the optimizer's steps")
-        return bool(ramp and (terms.epochs or terms.resumed))
+        return bool(ramp and (terms.epochs or terms.fallback))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As SP's, with what the network says of each tensor.
 
         Raises:
-            UserError: a tensor that is not the network's, or one handed over twice.
+            UserError: a tensor that is not the network's (of a ``strict`` host), or one handed over twice.
         """
         (group,) = _as_groups([param_group])
-        if "lr" in {**self._terms.resumed, **self._terms.settings}:
-            group.pop("lr", None)  # an lr that is given holds for every group
+        if self._lr is not None:
+            group["lr"] = group["given_lr"] = self._lr  # for every group, whatever the host says of it
         if self._roles:
             known = {id(p) for other in self.param_groups for p in other["params"]}
             roles = [self._role(param, known) for param in group["params"]]
@@ -106,6 +111,8 @@ class HostSP(SP):
 
     def _role(self, param: Tensor, known: set[int]) -> Role:
         role = self._roles.get(id(param))
+        if role is None and not self._terms.strict:
+            return Role("", "other", False)
         if role is None:
             raise UserError(f"the host's optimizer gets a tensor of shape {tuple(param.shape)} that is not the model's")
         if id(param) in known:
@@ -212,10 +219,10 @@ class HostSP(SP):
         saved = settings_of(theirs[0])
         for name, value in self._terms.settings.items():
             if name in saved and value != saved[name]:
-                raise UserError(f"the checkpoint's run had {name} {saved[name]}: go on without --sp {name}={value}")
+                raise UserError(f"the checkpoint's run had {name} {saved[name]}: go on without {name}={value}")
         ours = self.param_groups[0].get("initial_lr")
         if ours is not None and (lr := saved["lr"]) != ours:
-            raise UserError(f"the checkpoint's run had lr {lr:g}, not {ours:g}: go on with --sp lr={lr:g}")
+            raise UserError(f"the checkpoint's run had lr {lr:g}, not {ours:g}: go on with lr={lr:g}")
 
     def _summarise(self) -> None:
         report = self._terms.report

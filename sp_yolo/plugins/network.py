@@ -49,11 +49,11 @@ def roles_of(network: nn.Module, backbone: int | None = None) -> dict[int, Role]
     ``build_param_groups`` takes from the names.
 
     Raises:
-        UserError: nothing is trainable; ``backbone`` counts rows of a network without rows.
+        UserError: ``backbone`` counts rows of a network without rows.
     """
-    if not any(param.requires_grad for param in network.parameters()):
-        raise UserError("every parameter of the host's network is frozen: nothing is left to train (see its --freeze)")
     roles = {id(param): Role(name, "frozen", False) for name, param in network.named_parameters()}
+    if not any(param.requires_grad for param in network.parameters()):
+        return roles
     try:
         groups = build_param_groups(network, backbone=backbone_rows(network) if backbone is None else backbone)
     except ValueError as error:

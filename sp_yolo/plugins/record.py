@@ -30,7 +30,8 @@ def progress_of(optimizer: HostSP) -> dict[str, Any]:
 def write_record(folder: Path, optimizer: HostSP) -> str:
     """Write ``folder``/sp.yaml; returns a line of words on it."""
     progress = progress_of(optimizer)
-    content = {"settings": settings_of(optimizer.param_groups[0]), "progress": progress}
+    first = optimizer.param_groups[0]
+    content = {"settings": {**settings_of(first), "lr": first.get("given_lr")}, "progress": progress}
     path = folder / NAME
     path.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     zeros = ", ".join(f"{100 * share:.1f} % of the {role}'s weights" for role, share in progress["sparsity"].items())
@@ -39,7 +40,7 @@ def write_record(folder: Path, optimizer: HostSP) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in ``folder``; none where it has no record.
+    """The settings of the run in ``folder``, without what was the host's (null); none where it has no record.
 
     Raises:
         UserError: a file that is not of this kind.
@@ -48,8 +49,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["settings"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))["settings"]
+        return {name: value for name, value in settings.items() if value is not None}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a record of SP's settings ({type(error).__name__}); remove it to go on") from None
 
 
@@ -68,7 +70,7 @@ def recorded(terms: Terms, resume: bool, current: Callable[[], HostSP | None]) -
     def load_and_recall(f: Any, *args: Any, **kwargs: Any) -> Any:
         content = load(f, *args, **kwargs)
         if resume and isinstance(f, str | os.PathLike) and _holds_sp(content):
-            terms.resumed = read_settings(_run_folder(f))
+            terms.fallback = read_settings(_run_folder(f))
         return content
 
     with replaced(torch, "save", save_and_record), replaced(torch, "load", load_and_recall):
@@ -78,8 +80,8 @@ def recorded(terms: Terms, resume: bool, current: Callable[[], HostSP | None]) -
 def _holds_sp(content: Any) -> bool:
     """Whether it is a checkpoint with the state of a HostSP."""
     states = content.values() if isinstance(content, dict) else ()
-    groups = [state.get("param_groups") for state in states if isinstance(state, dict)]
-    return any(bool(found) and "sigmas" in found[0] for found in groups)
+    groups = [state.get("param_groups") or [{}] for state in states if isinstance(state, dict)]
+    return any("sigmas" in found[0] for found in groups)
 
 
 def _run_folder(checkpoint: str | os.PathLike[str]) -> Path:

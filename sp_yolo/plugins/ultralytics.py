@@ -112,8 +112,8 @@ class SPTrainer:
         if name != "auto":
             raise UserError(f"optimizer={name}: SPTrainer trains with SP; drop one of the two")
         network = getattr(model, "module", model)
-        settings = {"total_steps": max(1, int(iterations)), **self.sp}
-        terms = Terms(settings, print, strict=True, network=network)
+        length = {"total_steps": max(1, int(iterations))}
+        terms = Terms(self.sp, print, strict=True, fallback=length, network=network)
         host: Any = super()
         with swapped(("SGD",), terms, base=ResumableSP):
             optimizer: torch.optim.Optimizer = host.build_optimizer(model, "SGD", lr, momentum, decay, iterations)

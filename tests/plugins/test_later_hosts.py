@@ -108,7 +108,7 @@ def test_resume_takes_the_settings_from_the_run(host: Path, run_folder: Path) ->
 
 def test_resume_with_other_settings_is_refused(host: Path, run_folder: Path) -> None:
     train(host, "--stop", "1", rho=0.5)
-    with pytest.raises(UserError, match=r"had rho 0\.5: go on without --sp rho=0\.7"):
+    with pytest.raises(UserError, match=r"had rho 0\.5: go on without rho=0\.7"):
         train(host, "--resume", "runs/weights/last.pt", rho=0.7)
     Path("runs/sp.yaml").write_text("nothing\n")
     with pytest.raises(UserError, match=r"sp\.yaml: not a record"):

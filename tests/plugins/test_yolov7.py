@@ -133,9 +133,9 @@ def test_resume_restores_state_and_goes_on(checkout: Path, run_folder: Path) -> 
 
 def test_resume_with_another_lr_is_refused(checkout: Path, run_folder: Path) -> None:
     train(checkout, lr=0.2)
-    with pytest.raises(UserError, match=r"go on with --sp lr=0\.2"):
+    with pytest.raises(UserError, match=r"go on with lr=0\.2"):
         train(checkout, "--weights", "epoch0.pt")
-    with pytest.raises(UserError, match=r"had lr 0\.2: go on without --sp lr=0\.3"):
+    with pytest.raises(UserError, match=r"had lr 0\.2: go on without lr=0\.3"):
         train(checkout, "--weights", "epoch0.pt", lr=0.3)
 
 
