@@ -54,7 +54,8 @@ def find_host(directory: str | Path, script: str = "train.py") -> Host:
         raise UserError(f"{directory}: no such folder; expected a checkout of YOLOv7 or a relative")
     path = (root / script).resolve()
     if not path.is_file():
-        others = ", ".join(sorted(str(p.relative_to(root)) for p in root.glob("*/train*.py"))) or "none in its folders"
+        trainers = [str(found.relative_to(root)) for place in ("", "*/") for found in root.glob(f"{place}train*.py")]
+        others = ", ".join(sorted(trainers)) or "none"
         raise UserError(
             f"{directory}: no {script}; other training scripts, for --script: {others}; "
             "for a loop of your own see swap_optimizer in docs/plugins.md"

@@ -156,10 +156,45 @@ for generation in range(opt.evolve or 1):
     train(opt)
 """
 
+# A network on a GPU; its auxiliary loss picks the layers of its candidates, kept on the CPU, by a mask from the GPU.
+TRAIN_AUX = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from models.dual import DualNetwork
+
+torch.manual_seed(1)
+model = DualNetwork(2, 4)
+for module in model.modules():
+    for name, value in module.named_parameters(recurse=False):
+        setattr(module, name, nn.Parameter(value.detach().to("cuda")))
+    for name, value in module.named_buffers(recurse=False):
+        setattr(module, name, value.to("cuda"))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+losses = []
+for step in range(2):
+    optimizer.zero_grad()
+    images = torch.linspace(0, 1, 384).view(2, 3, 8, 8).to("cuda")
+    maps = model(images)
+    wanted = torch.stack([m.detach().mean((0, 2, 3)) for m in maps]).view(-1)
+    matched = wanted > wanted.mean()
+    layer = torch.cat([torch.ones(2) * index for index in range(2)])
+    layer = layer[matched]
+    empty = torch.tensor([], device="cuda:0")
+    gaps = [m.mean() - wanted[matched][layer == index].sum() - 1 for index, m in enumerate(maps)]
+    loss = sum(gap**2 for gap in gaps) + empty.sum()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.detach().cpu().item())
+Path("losses.txt").write_text(repr(losses))
+"""
+
 
 def write_later_host(folder: Path) -> Path:
     """A checkout whose script is det/train.py."""
     files = {"models/dual.py": NETWORK, "utils/optimizers.py": OPTIMIZERS, "det/train.py": TRAIN}
+    files["train_aux.py"] = TRAIN_AUX
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import later_host
 import pytest
 import torch
 import yaml
+from support.pretend_cuda import Mismatch, PretendCuda
 
 from sp_yolo.errors import UserError
 from sp_yolo.plugins import patch_yolov7
@@ -153,10 +154,21 @@ def test_nine_generations_keep_no_model_alive(host: Path, run_folder: Path) -> N
 
 
 def test_other_scripts_are_named(host: Path, run_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no train\.py; other training scripts, for --script: det/train\.py"):
+    with pytest.raises(
+        UserError, match=r"other training scripts, for --script: det/train\.py, train_aux\.py; .*swap_opt"
+    ):
         run_script(host, [])
 
 
 def test_length_that_nobody_says(host: Path, run_folder: Path) -> None:
     with pytest.raises(UserError, match="give total_steps=N"):
         train(host, "--epochs", "1", sigma_head=0.5)
+
+
+def test_an_auxiliary_loss_on_a_gpu(host: Path, run_folder: Path) -> None:
+    with PretendCuda():
+        with pytest.raises(Mismatch):
+            run_script(host, [], script="train_aux.py", compat=False, report=print)
+        assert run_script(host, [], script="train_aux.py", report=print) == 0
+    first, second = json.loads(Path("losses.txt").read_text())
+    assert second < first
