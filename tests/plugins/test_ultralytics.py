@@ -97,6 +97,7 @@ def test_train_stop_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     weights = [p for name, p in delivered.named_parameters() if name in names and name != "model.0.conv.weight"]
     share = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
     assert share == pytest.approx(0.5, abs=0.01)
+    assert Path(YOLO(str(tmp_path / "run" / "weights" / "last.pt")).export(format="torchscript", imgsz=64)).is_file()
 
 
 @pytest.mark.skipif(not INSTALLED, reason="ultralytics is an optional host")
