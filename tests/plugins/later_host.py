@@ -90,7 +90,7 @@ class Average:
         self.ema, self.updates = copy.deepcopy(model).eval(), 0
     def update(self, model):
         self.updates += 1
-        d = 0.9999 * (1 - np.exp(-self.updates / 2000))
+        d = 0.99
         theirs = model.state_dict()
         for name, value in self.ema.state_dict().items():
             if value.dtype.is_floating_point:
