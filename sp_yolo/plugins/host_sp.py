@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sp_yolo.errors import UserError
@@ -138,6 +139,7 @@ class HostSP(SP):
                 parts[role]["prunable"].append(prunable)
         return list(parts.values())
 
+    @torch._disable_dynamo
     def _advance(self) -> None:
         if not self._begun:
             self._begin()
@@ -233,7 +235,7 @@ class HostSP(SP):
             words = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
             decay = f"weight_decay {group['weight_decay']:g}"
             report(f"  {index} {len(group['params']):4} tensors {count:>11,} parameters  {decay}  {words}")
-        if self._network is not None and (rows := backbone_rows(self._network)):
+        if self._network is not None and (rows := self._backbone or backbone_rows(self._network)):
             report(f"  backbone: layers 0 to {rows - 1} of the cfg")
         report(self._settings_line())
 

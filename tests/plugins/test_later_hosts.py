@@ -135,7 +135,9 @@ def test_weights_warmed_from_above_end_the_run(host: Path, run_folder: Path, war
 
 
 def test_backbone_of_another_length(host: Path, run_folder: Path) -> None:
-    train(host, "--epochs", "1", backbone=1)
+    lines: list[str] = []
+    train(host, "--epochs", "1", lines=lines, backbone=1)
+    assert "  backbone: layers 0 to 0 of the cfg" in lines
     assert checkpoint(host)["optimizer"]["param_groups"][1]["roles"] == ["backbone", *["head"] * 4]
 
 
