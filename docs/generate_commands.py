@@ -21,7 +21,7 @@ MADE = "<!-- Made by docs/generate_commands.py from the parsers; do not edit. --
 # Prose that no parser knows: where a command is explained at length.
 SEE = {
     "train": "[Getting started](../getting-started.md), [your data](../data.md), [exit codes](../faults.md)",
-    "yolov7": "[SP in other trainers](../plugins.md#the-original-yolov7-or-a-close-fork)",
+    "yolov7": "[SP in other trainers](../plugins.md#yolov7-and-its-relatives)",
     "val": "[Getting started](../getting-started.md#4-look)",
     "predict": "[Getting started](../getting-started.md#5-predict)",
     "export": "[Getting started](../getting-started.md#6-export), [a further format](../extending.md#an-export-format)",

@@ -61,6 +61,8 @@ class _Parser(argparse.ArgumentParser):
             flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
             hints = [hint for hint in (self._counterpart(flag) for flag in flags) if hint]
             message = "; ".join([message, *hints])
+        if any(action.dest == "arguments" for action in self._actions):
+            message += "; the host's own arguments come after --"
         self.exit(2, f"error: {message} (all flags: {self.prog} --help)\n")
 
     def _counterpart(self, flag: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sp_yolo.config import REQUIRED, option
-from sp_yolo.plugins.host_sgd import parse_settings
+from sp_yolo.plugins.settings import parse_settings
 from sp_yolo.plugins.yolov7 import run_script
 
 EXAMPLES = """

@@ -213,10 +213,14 @@ class SP(Optimizer):
         """Bring gamma up to date."""
         plan.damp(self.param_groups[0], products, finite)
 
+    def _ranked(self) -> list[dict[str, Any]]:
+        """Groups of tensors as they are ranked: those of the optimizer, unless a subclass has its own."""
+        return self.param_groups
+
     def _prune(self, step: int) -> None:
         """The proximal step of every group for which it is due."""
         pruned = False
-        for group in self.param_groups:
+        for group in self._ranked():
             schedule = (group["start"], group["end"], group["total_steps"])
             params = [p for p in prunable_params(group) if p in self.state] if group["sigma"] else []
             if not params or not prox_due(step, group["every"], *schedule):
@@ -265,7 +269,7 @@ class SP(Optimizer):
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros among the prunable weights of each group, by group name; 0 where nothing is prunable."""
         shares = {}
-        for index, group in enumerate(self.param_groups):
+        for index, group in enumerate(self._ranked()):
             params = prunable_params(group)
             total = sum(p.numel() for p in params)
             zeros = sum(p.numel() - int(torch.count_nonzero(p)) for p in params)

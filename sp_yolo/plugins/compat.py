@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from sp_yolo.errors import UserError
 from sp_yolo.plugins.generic import replaced
@@ -27,7 +28,8 @@ _NUMPY_NAMES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "objec
 def modern_stack(model_device: Callable[[], torch.device | None]) -> Iterator[None]:
     """All patches together. ``model_device``: where the model being trained is, None while there is none."""
     with ExitStack() as stack:
-        for patch in (numpy_names(), whole_pickles(), empty_matches(model_device), integer_range()):
+        patches = (numpy_names(), whole_pickles(), empty_matches(model_device), integer_range(), choice_among_none())
+        for patch in (*patches, indices_follow()):
             stack.enter_context(patch)
         yield
 
@@ -82,6 +84,53 @@ def integer_range() -> Iterator[None]:
         return original(*(int(value) if isinstance(value, float) else value for value in args))
 
     with replaced(random, "randrange", randrange):
+        yield
+
+
+@contextmanager
+def choice_among_none() -> Iterator[None]:
+    """random.choices takes the last where all weights are zero, as before Python 3.9: --evolve weighs one row so."""
+    original = random.choices
+
+    def choices(population: Sequence[Any], weights: Any = None, **kwargs: Any) -> list[Any]:
+        if weights is not None and len(weights) and not any(weights):
+            weights = [0] * (len(weights) - 1) + [1]
+        return original(population, weights, **kwargs)
+
+    with replaced(random, "choices", choices):
+        yield
+
+
+@contextmanager
+def indices_follow() -> Iterator[None]:
+    """An index on a GPU follows a tensor to the CPU, else torch refuses it: the auxiliary OTA loss picks layers so."""
+    original = torch.Tensor.__getitem__
+
+    def getitem(self: torch.Tensor, index: Any) -> torch.Tensor:
+        if isinstance(index, torch.Tensor) and index.device.type != "cpu" and self.device.type == "cpu":
+            index = index.cpu()
+        return original(self, index)
+
+    with replaced(torch.Tensor, "__getitem__", getitem):
+        yield
+
+
+@contextmanager
+def evolvable_hyp() -> Iterator[None]:
+    """A hyp file is read without ``loss_ota: 1``, which is what its absence means: --evolve knows no bounds of it.
+
+    Raises:
+        UserError: it says another value.
+    """
+    original = yaml.load
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        content = original(*args, **kwargs)
+        if isinstance(content, dict) and "lr0" in content and content.pop("loss_ota", 1) != 1:
+            raise UserError("--evolve with loss_ota: 0 in the hyp file: the host cannot; evolve with loss_ota: 1")
+        return content
+
+    with replaced(yaml, "load", load):
         yield
 
 

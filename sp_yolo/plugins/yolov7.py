@@ -1,13 +1,11 @@
-"""SP inside an untouched checkout of the original YOLOv7: `sp-yolo yolov7 DIR -- ...` and `patch_yolov7`.
+"""SP inside an untouched checkout of YOLOv7 or a relative: `sp-yolo yolov7 DIR -- ...` and `patch_yolov7`.
 
-The host builds its optimizer as ``torch.optim.SGD``, looked up when called. While its script runs,
-that name is SP, and the constructor of the host's model class notes each model, so that its unnamed tensors get their
-names back by identity.
+The host builds its optimizer as ``torch.optim.SGD`` (or Adam, AdamW), looked up when called. While its script runs,
+that name is SP. What its tensors are is read from the network that holds them.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import runpy
@@ -15,77 +13,47 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sp_yolo.errors import EnvironmentFault, UserError
 from sp_yolo.plugins import compat as patches
-from sp_yolo.plugins.generic import replaced, replaced_optimizer
-from sp_yolo.plugins.host_sgd import HostSGD, check_settings, host_sgd
+from sp_yolo.plugins.checkout import Host, find_host, process_state
+from sp_yolo.plugins.epochs import counted_epochs
+from sp_yolo.plugins.generic import swapped
+from sp_yolo.plugins.host_sp import HostSP, Terms
+from sp_yolo.plugins.record import recorded
+from sp_yolo.plugins.settings import check_settings
 
-# Top-level modules of a checkout; train.py imports test.py by the name of a package of the standard library.
-_CHECKOUT_MODULES = ("models", "utils", "test")
-_ADAM = "--adam: SP takes the place of the host's SGD; drop the flag, or train with Adam without sp-yolo"
+_REPLACED = ("SGD", "Adam", "AdamW")
+_NAMES = "torch.optim." + ", ".join(_REPLACED[:-1]) + f" or {_REPLACED[-1]}"
+_ELSE = "SP is not in use; for a loop of your own see swap_optimizer in docs/plugins.md"
 
 
-@dataclass(frozen=True)
-class Host:
-    """A checkout (``package`` is ""), or the same trainer as an installed package."""
+class Built:
+    """The optimizers that a host has built: how many, and the last one while it lives. None is kept alive."""
 
-    directory: Path
-    script: Path
-    package: str
+    def __init__(self, terms: Terms) -> None:
+        self.count = 0
+        self.terms = terms
+        self._last: weakref.ref[HostSP] | None = None
+
+    def note(self, optimizer: HostSP) -> None:
+        self.count += 1
+        self._last = weakref.ref(optimizer)
 
     @property
-    def trains(self) -> bool:
-        """Whether the script is a trainer: only then the plug-in has to find an optimizer to replace."""
-        return self.script.name.startswith("train")
+    def optimizer(self) -> HostSP | None:
+        return self._last() if self._last else None
 
-    @property
-    def import_root(self) -> str:
-        return str(self.directory.parent if self.package else self.directory)
-
-    def module(self, name: str) -> str:
-        return f"{self.package}.{name}" if self.package else name
-
-    def owns(self, module: ModuleType) -> bool:
-        file = getattr(module, "__file__", None)
-        return bool(file) and Path(str(file)).resolve().is_relative_to(self.directory)
-
-
-def find_host(directory: str | Path, script: str = "train.py") -> Host:
-    """The trainer in ``directory``.
-
-    Raises:
-        UserError: no such folder or script, no models/yolo.py, or a training script that never mentions SGD.
-    """
-    root = Path(directory).resolve()
-    if not root.is_dir():
-        raise UserError(f"{directory}: no such folder; expected a checkout of YOLOv7")
-    path = root / script
-    for needed in (path, root / "models" / "yolo.py"):
-        if not needed.is_file():
-            raise UserError(f"{directory}: no {needed.relative_to(root)}; expected a checkout of YOLOv7")
-    host = Host(root, path, root.name if (root / "__init__.py").is_file() else "")
-    if host.trains and not any(_mentions_sgd(file) for file in (path, *sorted((root / "utils").rglob("*.py")))):
-        raise UserError(f"{path}: neither it nor utils/ builds torch.optim.SGD, so there is nothing to replace by SP")
-    return host
-
-
-def _mentions_sgd(path: Path) -> bool:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:
-        return False
-    names = (getattr(node, "attr", None) or getattr(node, "id", None) for node in ast.walk(tree))
-    return any(name == "SGD" for name in names)
+    def device(self) -> torch.device | None:
+        """Where the network being trained is."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return next((param.device for group in groups for param in group["params"]), None)
 
 
 @contextmanager
@@ -94,120 +62,67 @@ def patch_yolov7(
     *,
     script: str = "train.py",
     compat: bool = True,
+    resume: bool = False,
     report: Callable[[str], None] = print,
     **settings: Any,
-) -> Iterator[list[HostSGD]]:
-    """Inside the block the YOLOv7 in ``directory`` trains with SP; afterwards everything global is as before.
+) -> Iterator[Built]:
+    """Inside the block the trainer in ``directory`` trains with SP; afterwards everything global is as before.
 
-    ``settings``: SP's, and ``sigma_backbone``, ``sigma_head``; momentum, weight decay and lr are the host's unless
-    given. ``compat``: also make the host run on today's torch and numpy. ``report`` gets the summary of the groups, a
-    line at a time. Yields the list of optimizers built so far. Restored: torch.optim, torch.load, torch.tensor, numpy,
-    random, sys.path, sys.argv, sys.modules (the host's are dropped), os.environ.
+    ``settings``: SP's, ``sigma_backbone``, ``sigma_head`` and ``backbone``, the number of its rows; momentum, weight
+    decay and lr are the host's unless given. ``compat``: also make the host run on today's torch and numpy. ``resume``:
+    settings that are not given are those of the run whose checkpoint is loaded. ``report`` gets the summary of the
+    groups, a line at a time. Yields the optimizers built so far (``.count``, ``.optimizer``). Restored: torch.optim and
+    its schedulers, torch.load, torch.save, torch.tensor and indexing, numpy, random, argparse, sys.path, sys.argv,
+    sys.modules (the host's are dropped), os.environ.
 
     Raises:
-        UserError: as ``find_host``; no class Model in models/yolo.py; a setting that SP refuses. Later, from within the
-            host: Adam, an optimizer built past torch.optim.SGD, groups that differ from the model's parameters.
-        EnvironmentFault: the host's model cannot be imported: a package it needs is missing.
+        UserError: as ``find_host``; a setting that SP refuses. Later, from within the host: an optimizer built another
+            way, groups that do not hold each of the network's parameters once, a warm-up of weights as of biases.
     """
     host = find_host(directory, script)
     check_settings(settings)
-    models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    optimizers: list[HostSGD] = []
+    terms = Terms(settings, report, strict=True)
+    built = Built(terms)
     with ExitStack() as stack:
-        stack.enter_context(_process_state(host))
+        stack.enter_context(process_state(host))
         if compat:
-            stack.enter_context(patches.modern_stack(lambda: _device(models)))
-        stack.enter_context(_noted(_model_class(host), models))
-        if compat:
-            stack.enter_context(patches.local_weights(_modules(host, "utils.google_utils")))
-        stack.enter_context(replaced_optimizer("SGD", host_sgd(models, optimizers, settings, report)))
-        stack.enter_context(replaced_optimizer("Adam", _refused_adam()))
-        stack.callback(register_optimizer_step_pre_hook(_only_ours(models)).remove)
-        yield optimizers
+            stack.enter_context(patches.modern_stack(built.device))
+        stack.enter_context(counted_epochs(terms))
+        stack.enter_context(recorded(terms, resume, lambda: built.optimizer))
+        stack.enter_context(swapped(_REPLACED, terms, built.note))
+        if compat:  # the host's own code is imported last: what it imports by name from torch.optim is SP by now
+            stack.enter_context(patches.local_weights(_downloaders(host)))
+        stack.callback(register_optimizer_step_pre_hook(_only_ours).remove)
+        yield built
 
 
-@contextmanager
-def _process_state(host: Host) -> Iterator[None]:
-    """sys.path begins with the host's folder; at the end path, argv, environment and modules are as before."""
-    path, argv, environ = list(sys.path), list(sys.argv), dict(os.environ)
-    shadowed = {
-        name: module
-        for name, module in list(sys.modules.items())
-        if not host.package and name.split(".")[0] in _CHECKOUT_MODULES
-    }
-    for name in shadowed:
-        del sys.modules[name]
-    before = set(sys.modules)
-    sys.path.insert(0, host.import_root)
-    try:
-        yield
-    finally:
-        for name, module in list(sys.modules.items()):
-            if name not in before and host.owns(module):
-                del sys.modules[name]
-        sys.modules.update(shadowed)
-        sys.path[:], sys.argv[:] = path, argv
-        os.environ.clear()
-        os.environ.update(environ)
+def _downloaders(host: Host) -> list[ModuleType]:
+    """The host's modules that fetch missing weights.
 
-
-def _model_class(host: Host) -> type[nn.Module]:
-    try:
-        module = importlib.import_module(host.module("models.yolo"))
-    except ImportError as error:
-        raise EnvironmentFault(f"{host.directory}: models/yolo.py cannot be imported: {error}") from error
-    found = getattr(module, "Model", None)
-    if not isinstance(found, type) or not issubclass(found, nn.Module):
-        raise UserError(f"{host.directory}: models/yolo.py has no class Model, the network that train.py builds")
+    Raises:
+        EnvironmentFault: one of them needs a package that is missing.
+    """
+    found = []
+    for name in ("google_utils", "downloads"):
+        if (host.directory / "utils" / f"{name}.py").is_file():
+            with _missing_packages(host):
+                found.append(importlib.import_module(f"{host.package}.utils.{name}".removeprefix(".")))
     return found
 
 
-def _modules(host: Host, name: str) -> list[ModuleType]:
-    """The host's modules loaded so far, the one called ``name`` among them if there is such a file."""
-    if (host.directory / f"{name.replace('.', '/')}.py").is_file():
-        importlib.import_module(host.module(name))
-    return [module for module in list(sys.modules.values()) if host.owns(module)]
-
-
 @contextmanager
-def _noted(model_class: type[nn.Module], models: weakref.WeakSet[nn.Module]) -> Iterator[None]:
-    """Every ``model_class`` built inside the block is in ``models``. Nothing is hung on it: it gets pickled."""
-    construct = model_class.__init__
-
-    @wraps(construct)
-    def construct_and_note(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        models.add(self)
-
-    with replaced(model_class, "__init__", construct_and_note):
+def _missing_packages(host: Host) -> Iterator[None]:
+    try:
         yield
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(f"{host.directory}: it needs a package that is missing: {error}") from error
 
 
-def _device(models: weakref.WeakSet[nn.Module]) -> torch.device | None:
-    return next((param.device for model in models for param in model.parameters()), None)
-
-
-def _refused_adam() -> type[torch.optim.Optimizer]:
-    class RefusedAdam(torch.optim.Adam):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise UserError(_ADAM)
-
-    return RefusedAdam
-
-
-def _only_ours(models: weakref.WeakSet[nn.Module]) -> Callable[..., None]:
+def _only_ours(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """A hook of every optimizer's step: a host that built its own some other way must not train unnoticed."""
-
-    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if isinstance(optimizer, HostSGD):
-            return
-        theirs = {id(param) for model in models for param in model.parameters()}
-        if any(id(param) in theirs for group in optimizer.param_groups for param in group["params"]):
-            raise UserError(
-                f"the host trains with {type(optimizer).__name__}, not built as torch.optim.SGD: SP is not in use"
-            )
-
-    return check
+    if not isinstance(optimizer, HostSP):
+        kind = type(optimizer)
+        raise UserError(f"the host trains with {kind.__module__}.{kind.__name__}, not built as {_NAMES}: {_ELSE}")
 
 
 def run_script(
@@ -224,18 +139,39 @@ def run_script(
     Raises: as ``patch_yolov7``, and whatever the host raises.
     """
     host = find_host(directory, script)
-    if host.trains and "--adam" in arguments:
-        raise UserError(_ADAM)
-    with patch_yolov7(directory, script=script, compat=compat, report=report, **settings) as optimizers:
+    resume = any(word.split("=")[0] == "--resume" for word in arguments)
+    with ExitStack() as stack:
+        built = stack.enter_context(
+            patch_yolov7(directory, script=script, compat=compat, resume=resume, report=report, **settings)
+        )
+        if compat and any(word.startswith("--evolve") for word in arguments):
+            stack.enter_context(patches.evolvable_hyp())
         given = patches.host_arguments(arguments, os.environ) if compat and host.trains else list(arguments)
         sys.argv[:] = [str(host.script), *given]
-        try:
+        code = _run(host)
+        if host.trains and not code:
+            _check_used(host, built)
+            if built.terms.progress:
+                report(built.terms.progress)
+    return code
+
+
+def _run(host: Host) -> int:
+    """The script's exit code."""
+    try:
+        with _missing_packages(host):
             if host.package:
-                runpy.run_module(host.module(host.script.stem), run_name="__main__", alter_sys=True)
+                runpy.run_module(host.module, run_name="__main__", alter_sys=True)
             else:
                 runpy.run_path(str(host.script), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if host.trains and not optimizers:
-            raise UserError(f"{host.script}: it ended without building torch.optim.SGD, so SP was not in use")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _check_used(host: Host, built: Built) -> None:
+    """UserError where the script ended without SP."""
+    if not built.count:
+        raise UserError(f"{host.script}: it ended without building {_NAMES}: {_ELSE}")
+    if not built.terms.stepped:
+        raise UserError(f"{host.script}: it ended without one step of its optimizer: nothing was trained")

@@ -89,8 +89,8 @@ for module in model.modules():
     elif isinstance(getattr(module, "weight", None), torch.nn.Parameter):
         weights.append(module.weight)
 {groups}
-if opt.adam or {adam}:
-    optimizer = optim.Adam(others, lr=opt.lr0, betas=(0.9, 0.999))
+if opt.adam:
+    optimizer = optim.Adam(others, lr=opt.lr0, betas=(0.9, 0.999), weight_decay=0.0)
 else:
     optimizer = {build}
 optimizer.add_param_group({{"params": weights, "weight_decay": 0.0005}})
@@ -137,29 +137,29 @@ Path("log.json").write_text(json.dumps({{"steps": log, "argv": sys.argv, "local_
 SGD = "optim.SGD(others, lr=opt.lr0, momentum=0.937, nesterov=True)"
 
 
-def write_checkout(folder: Path, *, build: str = SGD, groups: str = "", adam: bool = False) -> Path:
+def write_checkout(folder: Path, *, build: str = SGD, groups: str = "") -> Path:
     """A checkout: train.py imports ``models.yolo`` and ``utils.google_utils`` by their top-level names.
 
     ``build``: the expression that makes the optimizer; ``groups``: statements that change the three lists before it.
     """
     imports = "from models.yolo import Model\nfrom utils.google_utils import attempt_download"
-    return _write(folder, imports, build, groups, adam)
+    return _write(folder, imports, build, groups)
 
 
 def write_package(folder: Path) -> Path:
     """The same trainer as an installed package, with relative imports."""
     imports = "from .models.yolo import Model\nfrom .utils.google_utils import attempt_download"
-    root = _write(folder, imports, SGD, "", False)
+    root = _write(folder, imports, SGD, "")
     for place in (root, root / "models", root / "utils"):
         (place / "__init__.py").write_text("")
     return root
 
 
-def _write(root: Path, imports: str, build: str, groups: str, adam: bool) -> Path:
+def _write(root: Path, imports: str, build: str, groups: str) -> Path:
     for name in ("models", "utils"):
         (root / name).mkdir(parents=True)
     (root / "models" / "yolo.py").write_text(textwrap.dedent(MODEL))
     (root / "utils" / "google_utils.py").write_text(textwrap.dedent(DOWNLOAD))
-    script = textwrap.dedent(TRAIN).format(imports=imports, build=build, groups=groups, adam=adam)
+    script = textwrap.dedent(TRAIN).format(imports=imports, build=build, groups=groups)
     (root / "train.py").write_text(script)
     return root
