@@ -38,6 +38,7 @@ def test_a_gpu_augments_unless_told_otherwise(
         RECIPE,
         image_size=64,
         batch_size=4,
+        epochs=1,
         stride=32,
         seed=0,
         workers=0,

@@ -1,6 +1,7 @@
 """A run that removes channels: zeros on time and in the average, best.pt of the small network, files that load."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sp_yolo.engine import Trainer
 from sp_yolo.engine.progress import Progress
 from sp_yolo.errors import UserError
 from sp_yolo.models import channel_groups, model_from_weights
+from sp_yolo.trackers import Callback, Record
 
 OVERRIDES = {"sp_channels": 0.4, "sp_every": 2}
 
@@ -31,11 +33,16 @@ def options(data: Path, folder: Path, **more: object) -> dict[str, object]:
 
 
 def test_a_run_leaves_a_small_network_that_loads(
-    tmp_path: Path, toy_yaml: Path, wide: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    toy_yaml: Path,
+    wide: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "sp_yolo")
     own = options(toy_yaml, tmp_path, cfg=wide, noplots=False, overrides=OVERRIDES)
     summary = Trainer(load_config(**own)).fit()
-    said = capsys.readouterr().out
+    said = capsys.readouterr().out + caplog.text
     assert summary["best"]["epoch"] == 2  # channels go until step 10 of 15, when the last of three epochs begins
     weights = tmp_path / "run" / "weights"
     held, small = (model_from_weights(weights / name).eval() for name in ("best.pt", "best-compact.pt"))
@@ -86,11 +93,12 @@ def test_a_run_that_was_stopped_removes_the_same(tmp_path: Path, toy_yaml: Path,
     class Stop(Exception):
         pass
 
-    def stop(_: object) -> None:
-        raise Stop
+    class StopAfterAnEpoch(Callback):
+        def on_epoch(self, record: Record) -> None:
+            raise Stop
 
     with pytest.raises(Stop):
-        Trainer(load_config(**{**own, "name": "part"})).fit(on_epoch=stop)
+        Trainer(load_config(**{**own, "name": "part"}), callbacks=[StopAfterAnEpoch()]).fit()
     part = Trainer(load_config(resume=str(tmp_path / "part"))).fit()
     assert part["compact"]["channels"] == whole["compact"]["channels"]
 
