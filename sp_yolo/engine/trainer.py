@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from sp_yolo.config import Config, load_config
 from sp_yolo.data import Batch
-from sp_yolo.engine.compact import COMPACT, save_compact
+from sp_yolo.engine.finish import write_results
 from sp_yolo.engine.inputs import image_weights, to_input
 from sp_yolo.engine.progress import RunningLoss
 from sp_yolo.engine.schedule_free import STATISTICS_BATCHES, recompute_statistics, trained_weights
 from sp_yolo.engine.setup import Run, set_up
-from sp_yolo.engine.summary import epoch_record, model_facts, run_report, run_summary
+from sp_yolo.engine.summary import epoch_record
 from sp_yolo.engine.validate import COMPAT_IOU_THRES, IOU_THRES, validate
 from sp_yolo.engine.watch import run_start, watchers
 from sp_yolo.eval import EvalResult
@@ -70,7 +70,7 @@ class Trainer:
     @property
     def best_weights(self) -> Path:
         """Where the weights of the best epoch are, or will be."""
-        return self.run.folder.weights / "best.pt"
+        return self.run.folder.best
 
     def say(self, text: str) -> None:
         """A note; see :func:`sp_yolo.runtime.words.note`."""
@@ -310,45 +310,9 @@ class Trainer:
             signal = largest(self.interrupt.signal, self.world)
             self.say(f"{signal_words(signal)}; the rest is done by: --resume {path}")
             raise SystemExit(128 + signal)
-        best = outcome[0]
         if not self.world.main:
             return {}
-        self.show(f"\n{per_class_table(best)}\n\n{best.summary_text}")
         seconds = time.perf_counter() - started
-        summary = run_summary(best, progress, seconds, self.options.seed, run.compute)
-        smaller = self._write_compact(summary)
-        if self._draws:
-            self._report(best, summary, smaller)
-        run.folder.write_json("summary.json", summary)
+        summary = write_results(run, self.options, outcome[0], seconds, draws=self._draws, say=self.say, show=self.show)
         self.callbacks.on_files(written_files(path))
-        compact_line = f"compact       {run.folder.weights / COMPACT}: {smaller}\n" if smaller else ""
-        self.show(
-            f"\n{len(progress.records)} epochs in {seconds / 60:.1f} min; best epoch {progress.best_epoch}: "
-            f"mAP@.5 {best.map50:.3f}, mAP@.5:.95 {best.map50_95:.3f}"
-            f"{'' if run.val.data.tally.boxes else ' (not one label to measure by: it says nothing)'}\n"
-            f"run directory {path}\nweights       {self.best_weights}\n"
-            f"{compact_line}pictures      {path}/*.jpg, *.png"
-        )
         return summary
-
-    def _write_compact(self, summary: Record) -> str:
-        """Write the best weights without the channels that went; words about it, "" where none did."""
-        run = self.run
-        if not run.recipe.sp_channels:
-            return ""
-        content = run.state.finished_weights(run.told)
-        report = save_compact(run.state.ema.module, run.folder.weights / COMPACT, content, run.size.val)
-        summary["compact"] = report.as_dict()
-        if self._draws:
-            self.say(report.draw(run.folder.path / "channels.png"))
-        return str(report)
-
-    def _report(self, best: EvalResult, summary: Record, smaller: str) -> None:
-        run, options = self.run, self.options
-        facts = {"data": options.data, "recipe": run.recipe_path, "seed": summary["seed"], "device": summary["device"]}
-        facts |= model_facts(run.state.ema.module, run.size.val)
-        if smaller:
-            facts["compact"] = smaller
-        title = f"{run.folder.path.name}: {options.cfg or options.weights}, {options.optimizer}"
-        history = run.state.progress.records
-        self.say("\n".join(run_report(run.folder.path, best, run.val, title=title, facts=facts, history=history)))

@@ -29,6 +29,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.weights = path / "weights"
+        self.best = self.weights / "best.pt"
 
     @classmethod
     def create(cls, project: str, name: str, exist_ok: bool) -> RunDir:
