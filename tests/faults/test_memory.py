@@ -66,7 +66,7 @@ def test_predict(
     monkeypatch.chdir(weights.parent)
     picture = next(toy_yaml.parent.rglob("*.jpg"))
     assert guarded("predict", ["--weights", str(weights), "--source", str(picture), "--device", "cpu"]) == 3
-    assert one_line(capfd).endswith("(asked for 2.50 GiB): try a smaller --img-size")
+    assert one_line(capfd).endswith("(asked for 2.50 GiB): try a smaller --batch-size or --img-size")
 
 
 def test_export(weights: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def test_no_file_reaches_an_unpickler(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 # The optimizer may be copied out alone and so has no reader of ours; hosts of plug-ins bring their own files.
-WITH_TORCH_LOAD = {"optim/report.py", "plugins/compat.py"}
+WITH_TORCH_LOAD = {"optim/report.py", "plugins/compat.py", "plugins/record.py"}
 
 
 def test_nothing_else_in_the_package_unpickles() -> None:
