@@ -150,6 +150,8 @@ def metric_decay() -> str:
     """What was chosen for each way of decay, its test scores, and the paired difference."""
     lines = []
     for title, file in (("MNIST, 1,000", "mnist-1000"), ("CIFAR-10, 5,000", "cifar10-5000")):
+        if not (RESULTS / "metric-decay" / f"{file}.csv").is_file():
+            continue
         rows = _rows(file, "metric-decay")
         tested = {
             decay: [row for row in rows if (row["decay"], row["split"]) == (decay, "test")]
