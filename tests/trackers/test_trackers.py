@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def test_wandb(tmp_path: Path, interrupted: Callable[[str], None], monkeypatch: 
     assert len(folders) == 2 and all((folder / "run-1a2b3c4d.wandb").stat().st_size for folder in folders)
     for folder in folders:
         assert {path.suffix for path in folder.glob("files/media/**/*.*")} == {".png", ".html"}
-        assert b"metrics/mAP_0.5" in (folder / "run-1a2b3c4d.wandb").read_bytes()
+        # Its own process writes the file, and may do so a moment after the run is finished.
+        for _ in range(300):
+            if b"metrics/mAP_0.5" in (content := (folder / "run-1a2b3c4d.wandb").read_bytes()):
+                break
+            time.sleep(0.1)
+        assert b"metrics/mAP_0.5" in content
 
 
 def test_mlflow(tmp_path: Path, interrupted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
