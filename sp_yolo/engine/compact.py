@@ -18,6 +18,8 @@ from sp_yolo.runtime.checkpoint import save_checkpoint
 
 # Layers keep multiples of so many channels: runtimes compute eight in the time of one (docs/channels.md).
 BLOCK = 8
+# A layer keeps a quarter of its channels: without that single layers of the head are nearly emptied (docs/channels.md).
+LEAST_SHARE = 4
 COMPACT = "best-compact.pt"
 
 
@@ -68,6 +70,11 @@ class CompactReport:
         return ""
 
 
+def least_channels(size: int) -> int:
+    """How many of the channels of a layer stay at the least."""
+    return max(BLOCK, size // LEAST_SHARE)
+
+
 def remove_channels(optimizer: torch.optim.Optimizer, model: DetectionModel, share: float) -> str:
     """Have ``optimizer`` remove ``share`` of the FLOPs of ``model`` as whole channels; returns a line to say.
 
@@ -79,7 +86,8 @@ def remove_channels(optimizer: torch.optim.Optimizer, model: DetectionModel, sha
     groups = channel_groups(model, trainable=True)
     families = [family.tied for family in groups.families]
     try:
-        optimizer.remove_groups(Removal(families, share, groups.cost, least=BLOCK, block=BLOCK))
+        least = [least_channels(family.size) for family in groups.families]
+        optimizer.remove_groups(Removal(families, share, groups.cost, least, block=BLOCK))
     except ValueError as error:
         raise UserError(f"sp_channels = {share:g}: {error}") from None
     count, schedule = int(groups.sizes.sum()), optimizer.param_groups[0]

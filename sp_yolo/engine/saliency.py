@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sp_yolo.config import load_recipe
-from sp_yolo.engine.compact import BLOCK
+from sp_yolo.engine.compact import BLOCK, least_channels
 from sp_yolo.engine.inputs import round_up, size_grid, to_input
 from sp_yolo.engine.model import model_size
 from sp_yolo.engine.splits import open_dataset, open_measured_split
@@ -94,7 +94,8 @@ def _gone(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> list
     """The channels of each family that one proximal step would take for ``share`` of the FLOPs."""
     cost, sizes = groups.cost, groups.sizes
     budget = (1 - share) * cost.total(sizes)
-    return choose(scores, cost.each(sizes), cost.total, budget, BLOCK, BLOCK)[0]
+    least = [least_channels(family.size) for family in groups.families]
+    return choose(scores, cost.each(sizes), cost.total, budget, least, BLOCK)[0]
 
 
 def stored_squares(content: Any, model: DetectionModel) -> dict[str, Tensor] | None:

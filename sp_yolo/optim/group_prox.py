@@ -46,14 +46,14 @@ class Number:
 class Removal:
     """Remove groups of ``families`` until ``share`` of the ``cost`` is gone; without one every group costs one.
 
-    At least ``least`` groups of a family stay, a multiple of ``block`` where any goes: some programs compute eight
-    channels in the time of one.
+    At least ``least`` groups of a family stay (one number, or one for each family), a multiple of ``block`` where any
+    goes: some programs compute eight channels in the time of one.
     """
 
     families: Sequence[Family]
     share: float
     cost: Cost | None = None
-    least: int = 1
+    least: int | Sequence[int] = 1
     block: int = 1
 
     def check(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -67,7 +67,7 @@ class Removal:
                 raise ValueError("to remove groups of entries give total_steps, the steps of the run, and held=True")
         for name, holds, rule in (
             ("share", 0 < self.share < 1, "in (0, 1)"),
-            ("least", self.least >= 1, ">= 1"),
+            ("least", min(_one_each(self.least, self.families)) >= 1, ">= 1"),
             ("block", self.block >= 1, ">= 1"),
         ):
             if not holds:
@@ -92,7 +92,9 @@ class Removal:
     def largest_share(self) -> float:
         """The share of the cost that is gone when every family is at its least."""
         sizes = self.sizes()
-        floor = torch.tensor([_floor(int(n), self.least, self.block) for n in sizes], dtype=torch.float64)
+        leasts = _one_each(self.least, self.families)
+        left = [_floor(int(n), least, self.block) for n, least in zip(sizes, leasts, strict=True)]
+        floor = torch.tensor(left, dtype=torch.float64)
         whole = self.costs.total(sizes)
         return 1 - self.costs.total(floor) / whole if whole else 0.0
 
@@ -131,14 +133,15 @@ def choose(
     prices: Tensor,
     total: Callable[[Tensor], float],
     budget: float,
-    least: int = 1,
+    least: int | Sequence[int] = 1,
     block: int = 1,
 ) -> tuple[list[Tensor], float]:
     """Eq. (24): the groups that go so that ``total`` of what is left is at most ``budget``, and lambda.
 
     ``scores`` [n] of each family: S of each group, infinite where it is gone already. ``prices`` [families]: c of one
     group. ``total``: the cost of so many groups left, float64 [families]. They go in the order of S / c, ties by index;
-    of each family ``least`` stay, and a multiple of ``block`` where any goes. lambda is the largest S / c removed.
+    of each family ``least`` stay (one number, or one for each), and a multiple of ``block`` where any goes. lambda is
+    the largest S / c removed.
 
     So the rest minimises sum_removed S + lambda sum_kept c over all supports of such sizes: it is the proximal operator
     of lambda times the cost, in the metric of the saliency. Where not even the least of all fits, that is left.
@@ -146,8 +149,9 @@ def choose(
     orders = [score.argsort(stable=True) for score in scores]
     present = [int(score.isfinite().sum()) for score in scores]
     ratios, sizes, places = [], [], []
+    leasts = _one_each(least, scores)
     for place, (score, order, n) in enumerate(zip(scores, orders, present, strict=True)):
-        ends = [0, *range(n % block or block, n - least + 1, block)]
+        ends = [0, *range(n % block or block, n - leasts[place] + 1, block)]
         sums = torch.cat((torch.zeros(1, dtype=torch.float64), score[order[:n]].double().cumsum(0)))[ends].tolist()
         for (before, low), (end, high) in itertools.pairwise(zip(ends, sums, strict=True)):
             ratios.append((high - low) / ((end - before) * float(prices[place])))
@@ -168,6 +172,10 @@ def choose(
     removed = (there - left(low)).long().tolist()
     gone = [order[:count] for order, count in zip(orders, removed, strict=True)]
     return gone, float(ratios[int(ranking[low - 1])]) if low else -math.inf
+
+
+def _one_each(least: int | Sequence[int], families: Sequence[object]) -> list[int]:
+    return [least] * len(families) if isinstance(least, int) else list(least)
 
 
 def _floor(n: int, least: int, block: int) -> int:

@@ -18,7 +18,7 @@ def allowed(n, least, block):
     return {n} | {k for k in range(least, n) if k % block == 0}
 
 
-@pytest.mark.parametrize(("least", "block"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize(("least", "block"), [(1, 1), (2, 1), (1, 2), (2, 4), ((3, 1, 2), 1)])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_choice_is_the_proximal_operator(seed, least, block):
     """What is kept minimises lambda cost(z) + 0.5 (z - x)'H(z - x) over all supports, z = x on the support."""
@@ -42,9 +42,10 @@ def test_the_choice_is_the_proximal_operator(seed, least, block):
         if lam == -np.inf:
             continue
         kept = [sorted(set(range(n)) - set(index.tolist())) for n, index in zip(sizes, gone, strict=True)]
-        for n, own, value, price, support in zip(sizes, h, x, prices, kept, strict=True):
+        leasts = (least,) * len(sizes) if isinstance(least, int) else least
+        for n, fewest, own, value, price, support in zip(sizes, leasts, h, x, prices, kept, strict=True):
             best = min(
-                (support for size in allowed(n, least, block) for support in itertools.combinations(range(n), size)),
+                (support for size in allowed(n, fewest, block) for support in itertools.combinations(range(n), size)),
                 key=lambda support: (
                     lam * price * len(support)
                     + 0.5 * sum((own[i] * value[i] ** 2).sum() for i in range(n) if i not in support)
