@@ -1,11 +1,12 @@
 """SP at its defaults against a host's own optimizer, in the host's own trainer: equal epochs, seeds, the host's metric.
 
-    python benchmarks/hosts.py --root data/few/aquarium --epochs 40 --img 192 --seeds 0 1 2 \\
+    python benchmarks/hosts.py --root data/few/aquarium --epochs 40 --img 160 --seeds 0 1 2 \\
         --yolov7 DIR --ultralytics DIR --csv studies/results/hosts/rows.csv
 
 ``--yolov7`` and ``--ultralytics``: folders of packages (pip install --target) that hold yolov7detect and ultralytics;
 one that is not given is left out. ``--root``: a folder with data.yaml, images/ and labels/ of train and val.
-yolov7-tiny and yolo11n train from scratch; each arm is told data, size, epochs and seed, nothing else. A row is added
+yolov7-tiny and yolo11n train from scratch in batches of 16; each arm is told data, size, epochs and seed, and
+ultralytics a nominal batch of 16, without which 40 epochs of 176 images are 110 steps; nothing else. A row is added
 to ``--csv`` after each run; a run that is there already is not made again. mAP is the host's, after the last epoch;
 seconds are the processor's, on one thread, start and validations included. Printed: means over the seeds with their
 95 % intervals, and SP's differences from each other arm of the same host.
@@ -82,7 +83,7 @@ def command(host: str, arm: str, seed: int, options: argparse.Namespace, data: P
     site, epochs, size = getattr(options, host), options.epochs, options.img
     if host == "ultralytics":
         settings = {"data": str(data), "epochs": epochs, "imgsz": size, "seed": seed, "device": "cpu", "workers": 0}
-        settings |= {"project": str(data.parent), "name": "run", "plots": False}
+        settings |= {"batch": 16, "nbs": 16, "project": str(data.parent), "name": "run", "plots": False}
         return [sys.executable, "-c", ULTRALYTICS, site, arm, json.dumps(settings)]
     cfg = data.with_name("cfg.yaml")
     text = (REPOSITORY / "sp_yolo" / "models" / "cfg" / "yolov7-tiny.yaml").read_text()
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--yolov7", default="")
     parser.add_argument("--ultralytics", default="")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--img", type=int, default=192)
+    parser.add_argument("--img", type=int, default=160)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--csv", type=Path, required=True)
     options = parser.parse_args()

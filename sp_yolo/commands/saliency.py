@@ -19,7 +19,8 @@ EXAMPLES = """
 class SaliencyOptions(DeviceOptions):
     """Saliency."""
 
-    weights: str = option(REQUIRED, "checkpoint: ours, the original's .pt, safetensors")
+    weights: str = option(REQUIRED, "checkpoint: ours, the original's .pt, safetensors; or a published name: yolov7")
+    offline: bool = option(False, "download no weights; their file is named instead")
     data: str = option("", "measure E[g^2] on its training images (default: that of SP in last.pt; else the magnitude)")
     root: str = option("", "folder that the paths of the dataset YAML count from, instead of its own", metavar="DIR")
     img_size: int = option(640, "px", "--img-size", "--img", "--imgsz", rule=Rule(1, 8192))
@@ -36,11 +37,13 @@ def run(options: SaliencyOptions) -> int:
     from sp_yolo.engine.saliency import SHARES, channel_saliency, measured_squares, stored_squares
     from sp_yolo.errors import EnvironmentFault
     from sp_yolo.models import model_from_weights, read_checkpoint
+    from sp_yolo.models.weights.published import find_weights
     from sp_yolo.report import draw_channels
     from sp_yolo.runtime.device import select_compute
 
-    content = read_checkpoint(options.weights)
-    model = model_from_weights(options.weights, content)
+    weights = find_weights(options.weights, offline=options.offline)
+    content = read_checkpoint(weights)
+    model = model_from_weights(weights, content)
     squares, source = stored_squares(content, model), "E[g^2] of SP in the checkpoint"
     if options.data:
         squares, count = measured_squares(
@@ -56,13 +59,13 @@ def run(options: SaliencyOptions) -> int:
     elif squares is None:
         source = "no E[g^2] in the checkpoint: ranked by magnitude, which says little across layers; give --data"
     found = channel_saliency(model, squares, source, options.img_size)
-    print(f"{options.weights}: {found.gflops:.3g} GFLOPs at {found.image_size} px; {found.source}\n{found}")
-    path = Path(options.output or Path(options.weights).with_name(f"{Path(options.weights).stem}-saliency.png"))
+    print(f"{weights}: {found.gflops:.3g} GFLOPs at {found.image_size} px; {found.source}\n{found}")
+    path = Path(options.output or Path(weights).with_name(f"{Path(weights).stem}-saliency.png"))
     names = [layer.name for layer in found.layers]
     bars = {"all": [layer.channels for layer in found.layers]}
     bars |= {f"{share:.0%} of FLOPs gone": [layer.left[i] for layer in found.layers] for i, share in enumerate(SHARES)}
     try:
-        draw_channels(names, bars, f"{Path(options.weights).name}: {found.source}", path)
+        draw_channels(names, bars, f"{Path(weights).name}: {found.source}", path)
         print(f"picture {path}")
     except EnvironmentFault as missing:
         print(missing)

@@ -25,10 +25,13 @@ class _Background(Callback):
         self._name, self._asked_for = name, asked_for
         self._events: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._failed = False
+        self._show_failed_thread = threading.excepthook
 
     def on_start(self, run: RunStart) -> None:
         tracker = self._load()
         if tracker is not None:
+            self._show_failed_thread, threading.excepthook = threading.excepthook, self._thread_failed
             self._thread = threading.Thread(target=self._work, args=[tracker], name=f"--log {self._name}", daemon=True)
             self._thread.start()
             self._events.put(("on_start", run))
@@ -45,6 +48,8 @@ class _Background(Callback):
             self._thread.join(PATIENCE if summary else HASTE)
             if self._thread.is_alive():
                 _LOG.warning("--log %s: has not sent everything yet and is left behind", self._name)
+            if threading.excepthook == self._thread_failed:
+                threading.excepthook = self._show_failed_thread
 
     def _tell(self, event: str, value: object) -> None:
         if self._thread:
@@ -75,6 +80,16 @@ class _Background(Callback):
         except BaseException as error:
             self._give_up(error)
 
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """One line, not a traceback, where it is a thread of the tracker's package: TensorBoard writes in one."""
+        if type(failed.thread).__module__.partition(".")[0] == self._name and failed.exc_value:
+            self._give_up(failed.exc_value)
+        else:
+            self._show_failed_thread(failed)
+
     def _give_up(self, error: BaseException) -> None:
+        if self._failed:
+            return
+        self._failed = True
         words = next(iter(str(error).splitlines()), "") or type(error).__name__
         _LOG.warning("--log %s: failed, nothing more is logged there; the run goes on: %s", self._name, words)

@@ -116,6 +116,7 @@ def test_what_cannot_be_had_is_one_line(
         "val": "--weights yolov7 --data toy",
         "predict": "--weights yolov7 --source .",
         "export": "--weights yolov7",
+        "saliency": "--weights yolov7",
     }
     for command, rest in flags.items():
         capsys.readouterr()
