@@ -1,6 +1,6 @@
 """Speed of compact detectors beside the dense one: onnxruntime on the CPU, one thread, batch 1, taking turns.
 
-python benchmarks/compact.py --models yolov7-tiny runs/train/exp/weights/best-compact.pt --img 224 640
+python benchmarks/compact.py --models yolov7-tiny runs/train/exp/weights/best-compact.pt --img 224 640 --csv speed.csv
 
 Each file is exported to ONNX (raw maps, checked against the model) in a temporary folder. A round runs every file once;
 the ratio is that of a round's times, so that what else the machine does meets all of them.
@@ -9,6 +9,7 @@ the ratio is that of a round's times, so that what else the machine does meets a
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="weights, or names and YAML files; the dense first")
     parser.add_argument("--img", type=int, nargs="+", default=[640])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--csv", type=Path, help="write the time of each round and network")
     options = parser.parse_args()
+    rows = [("image_size", "model", "round", "ms")]
     print(f"onnxruntime {onnxruntime.__version__}, CPU, one thread, batch 1, {options.rounds} rounds; median (range)")
     for side in options.img:
         print(f"\n| {side} px | GFLOPs | ms | times as fast |\n|---|---|---|---|")
@@ -40,7 +43,11 @@ def main() -> None:
         for path, model, own in zip(options.models, models, seconds, strict=True):
             ratios = [dense / one for dense, one in zip(seconds[0], own, strict=True)]
             flops = channel_groups(model).gflops(side)
+            rows += [(str(side), Path(path).stem, str(i), f"{1000 * one:.3f}") for i, one in enumerate(own)]
             print(f"| {path} | {flops:.2f} | {spread([1000 * one for one in own])} | {spread(ratios)} |")
+    if options.csv:
+        with open(options.csv, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def load(path: str) -> DetectionModel:

@@ -8,8 +8,8 @@ one that is not given is left out. ``--root``: a folder with data.yaml, images/ 
 yolov7-tiny and yolo11n train from scratch in batches of 16; each arm is told data, size, epochs and seed, and
 ultralytics a nominal batch of 16, without which 40 epochs of 176 images are 110 steps; nothing else. A row is added
 to ``--csv`` after each run; a run that is there already is not made again. mAP is the host's, after the last epoch;
-seconds are the processor's, on one thread, start and validations included. Printed: means over the seeds with their
-95 % intervals, and SP's differences from each other arm of the same host.
+seconds are the processor's, on one thread, start and validations included. The table in docs/plugins.md is made
+from the rows by docs/generate_results.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sp_yolo.experiments.rows import append_row, raw_rows
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
 
 # Arms by host; the first is the host's default.
 ARMS = {"yolov7": ("sgd", "sp"), "ultralytics": ("auto", "MuSGD", "sp")}
@@ -130,37 +133,6 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
-
-
-def add_row(path: Path, row: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def print_table(rows: list[dict[str, str]]) -> None:
-    from sp_yolo.experiments.statistics import mean_interval
-
-    print(
-        "| host | optimizer | seeds | mAP@.5 | mAP | mAP, SP less this | s per epoch |\n|---|---|---|---|---|---|---|"
-    )
-    for host, arms in ARMS.items():
-        of = {arm: [r for r in rows if (r["host"], r["arm"]) == (host, arm)] for arm in arms}
-        theirs = {row["seed"]: float(row["map50_95"]) for row in of["sp"]}
-        for arm in (arm for arm in arms if of[arm]):
-            less = [theirs[r["seed"]] - float(r["map50_95"]) for r in of[arm] if r["seed"] in theirs and arm != "sp"]
-            columns = [[float(row[name]) for row in of[arm]] for name in ("map50", "map50_95")] + [less]
-            words = [mean_interval(values).text(digits=3) if values else "" for values in columns]
-            seconds = sum(float(row["seconds_per_epoch"]) for row in of[arm]) / len(of[arm])
-            print(f"| {host} | {arm} | {len(of[arm])} | {' | '.join(words)} | {seconds:.1f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
@@ -176,11 +148,8 @@ def main() -> None:
     ]
     for host, arm, seed in runs:
         key = (host, arm, str(seed), str(options.epochs), str(options.img))
-        if key not in [tuple(row[name] for name in COLUMNS[:5]) for row in rows_of(options.csv)]:
-            add_row(options.csv, measure(host, arm, seed, options))
-    print_table(
-        [r for r in rows_of(options.csv) if (r["epochs"], r["image_size"]) == (str(options.epochs), str(options.img))]
-    )
+        if key not in [tuple(row[name] for name in COLUMNS[:5]) for row in raw_rows(options.csv)]:
+            append_row(options.csv, COLUMNS, measure(host, arm, seed, options))
 
 
 if __name__ == "__main__":

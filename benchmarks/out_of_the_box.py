@@ -14,7 +14,6 @@ again. ``--original``: an interpreter that can import PyPI's yolov7detect, or a 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -24,8 +23,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sp_yolo.experiments.rows import append_row, raw_rows
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
 
 COLUMNS = ("data", "trainer", "image_size", "epochs", "seed", "cpu_seconds", "map50", "map50_95", "versions", "commit")
 # As `python -c`: the original's trainer on a current stack, with its own optimizer.
@@ -195,23 +197,6 @@ def versions(trainer: str) -> str:
     return f"{package} {found}".strip() + f", torch {torch.__version__}"
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def known(path: Path) -> set[tuple[str, ...]]:
-    if not path.exists():
-        return set()
-    with open(path, newline="", encoding="utf-8") as file:
-        return {tuple(row[key] for key in ("data", "trainer", "image_size", "seed")) for row in csv.DictReader(file)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="YAML")
@@ -230,7 +215,8 @@ def main() -> None:
     for data in options.data:
         name = Path(data).stem
         for trainer in ("sp-yolo", *(["original"] if options.original else []), *options.ultralytics):
-            if (name, trainer, str(options.img), str(options.seed)) in known(options.csv):
+            known = [[row[key] for key in ("data", "trainer", "image_size", "seed")] for row in raw_rows(options.csv)]
+            if [name, trainer, str(options.img), str(options.seed)] in known:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 bench = Bench(data, options, Path(folder).resolve())
@@ -240,7 +226,7 @@ def main() -> None:
             row = {"data": name, "trainer": trainer, "image_size": options.img, "epochs": epochs, "seed": options.seed}
             row |= {"cpu_seconds": round(seconds), "map50": round(float(result.map50), 4)}
             row |= {"map50_95": round(float(result.map50_95), 4), "versions": versions(trainer), "commit": commit()}
-            add_row(options.csv, row)
+            append_row(options.csv, COLUMNS, row)
             print(row, flush=True)
 
 

@@ -1,4 +1,5 @@
-"""The tables of docs/results.md from the raw rows in studies/results; between markers, the prose around them is ours.
+"""The tables of docs/results.md and docs/plugins.md from the raw rows in studies/results; between markers, the prose
+around them is ours.
 
 python docs/generate_results.py            # write them
 python docs/generate_results.py --check    # exit 1 where a table and its rows disagree
@@ -6,8 +7,8 @@ python docs/generate_results.py --check    # exit 1 where a table and its rows d
 
 from __future__ import annotations
 
-import csv
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,12 @@ from sp_yolo.experiments.compare.page import (
 from sp_yolo.experiments.compare.report import markdown
 from sp_yolo.experiments.compare.store import read_rows
 from sp_yolo.experiments.compare.study import load_study
+from sp_yolo.experiments.rows import raw_rows
 from sp_yolo.experiments.statistics import mean_interval, paired_test
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PAGE, STUDIES, RESULTS = CHECKOUT / "docs" / "results.md", CHECKOUT / "studies", CHECKOUT / "studies" / "results"
+PAGES = tuple(CHECKOUT / "docs" / name for name in ("results.md", "plugins.md"))
+STUDIES, RESULTS = CHECKOUT / "studies", CHECKOUT / "studies" / "results"
 FEW = tuple(f"few-{name}" for name in ("microcontroller", "aquarium", "pear", "tables", "bccd-50", "bccd-205"))
 _BLOCK = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Rows = list[dict[str, str]]
@@ -36,14 +39,16 @@ Rows = list[dict[str, str]]
 
 def main(arguments: list[str]) -> int:
     """Write or check the tables. Returns the exit code."""
-    before = PAGE.read_text(encoding="utf-8")
-    after = filled(before)
-    if arguments == ["--check"]:
-        if after != before:
-            print(f"stale: {PAGE}; run python docs/generate_results.py", file=sys.stderr)
-        return int(after != before)
-    PAGE.write_text(after, encoding="utf-8", newline="\n")
-    return 0
+    stale = False
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        if arguments != ["--check"]:
+            page.write_text(after, encoding="utf-8", newline="\n")
+        elif after != before:
+            print(f"stale: {page}; run python docs/generate_results.py", file=sys.stderr)
+            stale = True
+    return int(stale)
 
 
 def filled(text: str) -> str:
@@ -75,8 +80,7 @@ def few(table: Callable[[Page], list[str] | str]) -> Callable[[], str]:
 
 # -------------------------------------------------------------------------------------------------- version 0.2: one SP
 def _rows(name: str, study: str = "one-sp") -> Rows:
-    with open(RESULTS / study / f"{name}.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return raw_rows(RESULTS / study / f"{name}.csv")
 
 
 def _scores(rows: Rows, column: str) -> dict[int, float]:
@@ -150,9 +154,9 @@ def metric_decay() -> str:
     """What was chosen for each way of decay, its test scores, and the paired difference."""
     lines = []
     for title, file in (("MNIST, 1,000", "mnist-1000"), ("CIFAR-10, 5,000", "cifar10-5000")):
-        if not (RESULTS / "metric-decay" / f"{file}.csv").is_file():
-            continue
         rows = _rows(file, "metric-decay")
+        if not rows:
+            continue
         tested = {
             decay: [row for row in rows if (row["decay"], row["split"]) == (decay, "test")]
             for decay in ("uniform", "metric")
@@ -189,11 +193,7 @@ def compact_scores() -> str:
     that both have."""
     lines = []
     for data, words in {"bccd": "BCCD, 205 images", "few-aquarium": "aquarium, 176 images"}.items():
-        path = RESULTS / "compact" / f"{data}.csv"
-        if not path.is_file():
-            continue
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = _rows(data, "compact")
         dense = _scores([row for row in rows if row["variant"] == "dense"], "map")
         for variant in dict.fromkeys(row["variant"] for row in rows):
             own_rows = [row for row in rows if row["variant"] == variant]
@@ -211,8 +211,54 @@ def compact_scores() -> str:
     return "\n".join(markdown(("", "seeds", "GFLOPs at 640 px", "mAP", "minus dense"), lines))
 
 
+def compact_speed() -> str:
+    """Median time of each network of benchmarks/compact.py, and how much faster than the first one in each round."""
+    rows, lines = _rows("speed", "compact"), []
+    for size in dict.fromkeys(row["image_size"] for row in rows):
+        times: dict[str, list[float]] = {}
+        for row in rows:
+            if row["image_size"] == size:
+                times.setdefault(row["model"], []).append(float(row["ms"]))
+        first = next(iter(times.values()))
+        for model, own in times.items():
+            ratios = [dense / one for dense, one in zip(first, own, strict=True)]
+            lines.append((f"{size} px: {model}", str(len(own)), _median_range(own, 1), _median_range(ratios, 2)))
+    if not lines:
+        return "Not measured yet."
+    return "\n".join(markdown(("", "rounds", "ms", "times as fast"), lines))
+
+
+def _median_range(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+# --------------------------------------------------------------------------------------- SP in other people's trainers
+def hosts() -> str:
+    """Mean mAP of each optimizer of benchmarks/hosts.py in its host, and SP's paired difference from it."""
+    rows, lines = _rows("rows", "hosts"), []
+    for host, arm in dict.fromkeys((row["host"], row["arm"]) for row in rows):
+        of = {
+            name: [row for row in rows if (row["host"], row["arm"]) == (host, name)]
+            for name in dict.fromkeys((arm, "sp"))
+        }
+        own, sp = (_scores(of[name], "map50_95") for name in (arm, "sp"))
+        seeds = sorted(set(own) & set(sp))
+        values = [[each[seed] for seed in seeds] for each in (sp, own)]
+        less = paired_test(*values).difference.text(100, 2, "+") if arm != "sp" and len(seeds) > 1 else ""
+        means = (mean_interval([float(row[key]) for row in of[arm]]).text(100, 2) for key in ("map50", "map50_95"))
+        seconds = statistics.mean(float(row["seconds_per_epoch"]) for row in of[arm])
+        lines.append((host, arm, str(len(own)), *means, less, f"{seconds:.1f}"))
+    if not lines:
+        return "Not measured yet."
+    return "\n".join(
+        markdown(("host", "optimizer", "seeds", "mAP@.5", "mAP", "mAP, SP less this", "s an epoch"), lines)
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "hosts": hosts,
     "compact scores": compact_scores,
+    "compact speed": compact_speed,
     "few scores": few(score_table),
     "few ranks": few(ranks_text),
     "few against SP": few(against_table),

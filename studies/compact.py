@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from sp_yolo.config import load_config
 from sp_yolo.engine import Trainer
 from sp_yolo.engine.splits import open_dataset
 from sp_yolo.experiments.compare.execute import commit, measured
+from sp_yolo.experiments.rows import append_row, raw_rows
 from sp_yolo.models import build_model, channel_groups, compact
 from sp_yolo.models.channels import ChannelCost
 from sp_yolo.models.widths import WIDTHS
@@ -127,14 +127,6 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rows_of(data: str, results: Path) -> list[dict[str, str]]:
-    path = results / f"{data}.csv"
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=list(EPOCHS), required=True)
@@ -145,20 +137,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/compact"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"{options.data}.csv"
-    done = {(row["variant"], row["seed"]) for row in rows_of(options.data, options.results)}
+    done = {(row["variant"], row["seed"]) for row in raw_rows(path)}
     for seed in range(options.seeds):
         for variant in options.variants:
             if (variant, str(seed)) in done:
                 continue
             row = run(variant, seed, options)
-            new = not path.exists()
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append_row(path, COLUMNS, row)
             print(row, flush=True)
 
 

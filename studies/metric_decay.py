@@ -13,7 +13,6 @@ twenty other seeds on test. Written down before these: their paired difference a
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from sp_yolo.config import OptimizerRecipe
 from sp_yolo.engine.optimizer import build_optimizer
 from sp_yolo.experiments.classify import fit, load_classify_config, open_source
 from sp_yolo.experiments.classify.splits import config_splits
+from sp_yolo.experiments.rows import append_row, raw_rows
 
 RATES, DECAYS = (0.003, 0.01), (0.003, 0.03, 0.3)
 TUNING_SEEDS, SEEDS = (1000, 1001), range(20)
@@ -54,19 +54,12 @@ def in_the_metric(model: nn.Module, recipe: OptimizerRecipe, total_steps: int) -
 class Study:
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.path, self.options = path, options
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(",".join(COLUMNS) + "\n")
-
-    def rows(self) -> list[dict[str, str]]:
-        with open(self.path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
 
     def score(self, decay: str, lr0: float, weight_decay: float, seed: int, split: str) -> float:
         """Accuracy of a run; made unless the file holds it."""
         key = {"decay": decay, "lr0": f"{lr0:g}", "weight_decay": f"{weight_decay:g}", "seed": str(seed)}
         key["split"] = split
-        for row in self.rows():
+        for row in raw_rows(self.path):
             if key.items() <= row.items():
                 return float(row["score"])
         overrides = {"lr0": lr0, "weight_decay": weight_decay}
@@ -75,9 +68,8 @@ class Study:
         make = in_the_metric if decay == "metric" else None
         summary = fit(config, config_splits(config, source), test=split == "test", make_optimizer=make).summary
         score = float(summary[f"{split}_accuracy"])
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            row = {**self.options, **key, "score": f"{score:.6g}"}
-            csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow(row)
+        told = {name: self.options[name] for name in COLUMNS if name in self.options}
+        append_row(self.path, COLUMNS, {**told, **key, "score": f"{score:.6g}"})
         return score
 
     def run(self) -> None:

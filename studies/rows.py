@@ -10,7 +10,6 @@ files the table gives the first minus the second, paired over the seeds.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from sp_yolo.errors import NonFiniteError
 from sp_yolo.experiments.classify import fit, load_classify_config, open_source
 from sp_yolo.experiments.classify.splits import config_splits
 from sp_yolo.experiments.compare.report import markdown
+from sp_yolo.experiments.rows import append_row, raw_rows
 from sp_yolo.experiments.statistics import mean_interval, paired_test
 
 OPTIONS = {"dataset": "mnist", "root": "", "samples": 1000, "model": "cnn", "epochs": 20, "lrf": 0.01}
@@ -42,17 +42,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args()
     if given.table:
-        files = [read(path) for path in given.files]
+        files = [raw_rows(path) for path in given.files]
         print(paired(*files) if len(files) == 2 else by_rate(files[0], given.column))
         return
     torch.set_num_threads(1)
-    done = {tuple(row[key] for key in KEY) for row in read(given.files[0])} if given.files[0].exists() else set()
+    done = {tuple(row[key] for key in KEY) for row in raw_rows(given.files[0])}
     options = {name: getattr(given, name) for name in OPTIONS}
     for seed in range(given.seeds):
         for lr0 in given.rates:
             for optimizer in given.optimizers:
                 if (optimizer, f"{lr0:g}", str(seed)) not in done:
-                    append(given.files[0], run(options, optimizer, lr0, seed))
+                    append_row(given.files[0], COLUMNS, run(options, optimizer, lr0, seed))
 
 
 def run(options: dict[str, Any], optimizer: str, lr0: float, seed: int) -> dict[str, Any]:
@@ -87,20 +87,6 @@ def run(options: dict[str, Any], optimizer: str, lr0: float, seed: int) -> dict[
         "start_loss": f"{start:.6g}",
         "failed": 0,
     }
-
-
-def read(path: Path) -> list[Row]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def by_rate(rows: list[Row], column: str) -> str:

@@ -1,4 +1,4 @@
-"""docs/results.md says what the raw rows say, is short, and its generator notices a changed figure."""
+"""The pages of results say what the raw rows say, docs/results.md is short, and their generator notices a change."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_every_table_is_that_of_its_rows(generator: Any) -> None:
+    for page in generator.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert generator.filled(text) == text, "run python docs/generate_results.py"
     text = PAGE.read_text(encoding="utf-8")
-    assert generator.filled(text) == text, "run python docs/generate_results.py"
     assert text.count("\n") <= 250
     outside = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
     assert not [line for line in outside.splitlines() if line.startswith("|")]  # no table by hand
@@ -32,7 +34,7 @@ def test_every_table_is_that_of_its_rows(generator: Any) -> None:
 def test_a_changed_figure_is_noticed(generator: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text(PAGE.read_text(encoding="utf-8").replace("95.64 ± 0.17", "95.65 ± 0.17"), encoding="utf-8")
-    monkeypatch.setattr(generator, "PAGE", page)
+    monkeypatch.setattr(generator, "PAGES", [page])
     assert generator.main(["--check"]) == 1
     assert generator.main([]) == 0 and generator.main(["--check"]) == 0
     assert "95.64 ± 0.17" in page.read_text(encoding="utf-8")
@@ -44,6 +46,21 @@ def test_a_row_by_hand(generator: Any) -> None:
     place = rows[0].split(",").index("test")
     values = [100 * float(row.split(",")[place]) for row in rows[1:]]
     assert f"| MNIST, 1,000, lr .01 | 10 | {sum(values) / 10:.2f} ± " in generator.new_against_old()
+
+
+def test_hosts_and_speeds_by_hand(generator: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SP less the host's: 3 and 5 points, 4 +- t(1) = 12.706 times 1; times as fast: 40 / 20 and 60 / 40."""
+    monkeypatch.setattr(generator, "RESULTS", tmp_path)
+    assert generator.hosts() == generator.compact_speed() == "Not measured yet."
+    for name in ("hosts", "compact"):
+        (tmp_path / name).mkdir()
+    rows = ["host,arm,seed,map50,map50_95,seconds_per_epoch"]
+    rows += ["h,sgd,0,.2,.10,4", "h,sp,0,.3,.13,5", "h,sgd,1,.2,.10,6", "h,sp,1,.3,.15,5"]
+    (tmp_path / "hosts" / "rows.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert "| h | sgd | 2 | 20.00 ± 0.00 | 10.00 ± 0.00 | +4.00 ± 12.71 | 5.0 |" in generator.hosts()
+    rows = ["image_size,model,round,ms", "64,dense,0,40", "64,small,0,20", "64,dense,1,60", "64,small,1,40"]
+    (tmp_path / "compact" / "speed.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert "| 64 px: small | 2 | 30.0 (20.0 to 40.0) | 1.75 (1.50 to 2.00) |" in generator.compact_speed()
 
 
 def test_rows_of_a_study_become_the_main_table(generator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
