@@ -12,8 +12,8 @@ from pathlib import Path
 from sp_yolo.config import DatasetConfig
 from sp_yolo.data.files import image_by_stem, list_images
 from sp_yolo.data.images import is_image_name
+from sp_yolo.data.labels.annotation import Problems
 from sp_yolo.data.labels.coco import CocoImage, read_coco
-from sp_yolo.data.labels.common import Problems
 from sp_yolo.data.labels.voc import read_voc_list, voc_split
 from sp_yolo.data.lists import read_list
 from sp_yolo.data.pairing import LabelFinder

@@ -19,7 +19,7 @@ from sp_yolo.data.canvas import Tile, painted
 from sp_yolo.data.hook import AugmentHook, apply_hook
 from sp_yolo.data.images import ImageFault, read_image
 from sp_yolo.data.index import scan
-from sp_yolo.data.labels.common import CROWD
+from sp_yolo.data.labels.annotation import CROWD
 from sp_yolo.data.paste import collect_crops, copy_paste, draw_copy_paste, paste_in
 from sp_yolo.data.sketch import Sketch
 from sp_yolo.errors import UserError

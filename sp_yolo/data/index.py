@@ -17,8 +17,8 @@ import numpy as np
 from sp_yolo.config import SPLITS, DatasetConfig
 from sp_yolo.data.candidates import Candidate, Candidates, list_candidates
 from sp_yolo.data.images import ImageFault, read_size
+from sp_yolo.data.labels.annotation import CROWD, LabelFile, Problems, Segments
 from sp_yolo.data.labels.coco import CocoImage, coco_labels
-from sp_yolo.data.labels.common import CROWD, LabelFile, Problems, Segments
 from sp_yolo.data.labels.foreign import find_foreign, foreign_words
 from sp_yolo.data.labels.voc import read_voc
 from sp_yolo.data.labels.yolo import read_yolo, survey_rows

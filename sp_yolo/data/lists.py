@@ -11,7 +11,7 @@ from pathlib import Path
 from sp_yolo.config.text import NotText, read_text
 from sp_yolo.data.files import image_by_stem
 from sp_yolo.data.images import is_image_name
-from sp_yolo.data.labels.common import fault_words, shorten
+from sp_yolo.data.labels.annotation import fault_words, shorten
 from sp_yolo.errors import UserError
 
 Stems = Callable[[Path], dict[str, str]]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.datasets import coco_document, voc_object
 
+from sp_yolo.data.labels.annotation import CROWD, LabelFile
 from sp_yolo.data.labels.coco import coco_labels, read_coco
-from sp_yolo.data.labels.common import CROWD, LabelFile
 from sp_yolo.data.labels.voc import read_voc, read_voc_list, voc_split
 from sp_yolo.data.labels.yolo import read_yolo
 from sp_yolo.errors import UserError

@@ -15,7 +15,7 @@ from sp_yolo.config import DatasetConfig
 from sp_yolo.config.text import NotText, decode, read_text
 from sp_yolo.data.images import EXTENSIONS, ImageFault, is_image_name, read_image, read_size
 from sp_yolo.data.index import scan
-from sp_yolo.data.labels.common import LabelFile
+from sp_yolo.data.labels.annotation import LabelFile
 from sp_yolo.data.labels.yolo import read_yolo, survey_rows
 from sp_yolo.engine.review import losses, require_little_loss
 from sp_yolo.errors import UserError

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sp_yolo.config import HYP_RULES, load_dataset_config, load_recipe, parse_assignments, read_yaml
+from sp_yolo.data.labels.annotation import LabelFile
 from sp_yolo.data.labels.coco import coco_labels, read_coco
-from sp_yolo.data.labels.common import LabelFile
 from sp_yolo.data.labels.voc import read_voc
 from sp_yolo.data.labels.yolo import read_yolo, survey_rows
 from sp_yolo.engine.state import check_resumable

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sp_yolo.data.labels.annotation import Problems, shorten
 from sp_yolo.data.labels.coco_objects import CocoImage, Columns, coco_labels, key_of
-from sp_yolo.data.labels.common import Problems, shorten
 from sp_yolo.data.labels.foreign import foreign_words
 from sp_yolo.data.labels.json_lists import Take, read_lists
 from sp_yolo.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sp_yolo.data.cache import free_memory
-from sp_yolo.data.labels.common import (
+from sp_yolo.data.labels.annotation import (
     CROWD,
     FAR_OUTSIDE,
     MOST_OBJECTS,

@@ -13,7 +13,7 @@ from xml.parsers import expat
 import numpy as np
 
 from sp_yolo.config.text import LABEL_BYTES, NotText, decode, read_text
-from sp_yolo.data.labels.common import (
+from sp_yolo.data.labels.annotation import (
     DIFFICULT,
     FAR_OUTSIDE,
     MOST_OBJECTS,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sp_yolo.config.text import LABEL_BYTES, NotText, read_text
-from sp_yolo.data.labels.common import (
+from sp_yolo.data.labels.annotation import (
     MOST_OBJECTS,
     ROUNDING,
     BadRow,
