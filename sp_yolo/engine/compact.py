@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from sp_yolo.runtime.checkpoint import save_checkpoint
 
 # Layers keep multiples of so many channels: runtimes compute eight in the time of one (docs/channels.md).
 BLOCK = 8
-# A layer keeps a quarter of its channels: without that single layers of the head are nearly emptied (docs/channels.md).
-LEAST_SHARE = 4
 COMPACT = "best-compact.pt"
 
 
@@ -70,9 +69,11 @@ class CompactReport:
         return ""
 
 
-def least_channels(size: int) -> int:
-    """How many of the channels of a layer stay at the least."""
-    return max(BLOCK, size // LEAST_SHARE)
+def least_channels(size: int, share: float) -> int:
+    """How many channels of a layer of ``size`` stay at the least where ``share`` of the FLOPs goes: as large a share as
+    of the FLOPs, in whole blocks. A FLOP is an input times an output, so all layers alike would keep the root of it.
+    Without such a bound the last layers of the head are nearly emptied (docs/channels.md)."""
+    return max(BLOCK, math.floor(round(size * (1 - share) / BLOCK, 6)) * BLOCK)
 
 
 def remove_channels(optimizer: torch.optim.Optimizer, model: DetectionModel, share: float) -> str:
@@ -86,7 +87,7 @@ def remove_channels(optimizer: torch.optim.Optimizer, model: DetectionModel, sha
     groups = channel_groups(model, trainable=True)
     families = [family.tied for family in groups.families]
     try:
-        least = [least_channels(family.size) for family in groups.families]
+        least = [least_channels(family.size, share) for family in groups.families]
         optimizer.remove_groups(Removal(families, share, groups.cost, least, block=BLOCK))
     except ValueError as error:
         raise UserError(f"sp_channels = {share:g}: {error}") from None

@@ -94,7 +94,7 @@ def _gone(groups: ChannelGroups, scores: Sequence[Tensor], share: float) -> list
     """The channels of each family that one proximal step would take for ``share`` of the FLOPs."""
     cost, sizes = groups.cost, groups.sizes
     budget = (1 - share) * cost.total(sizes)
-    least = [least_channels(family.size) for family in groups.families]
+    least = [least_channels(family.size, share) for family in groups.families]
     return choose(scores, cost.each(sizes), cost.total, budget, least, BLOCK)[0]
 
 

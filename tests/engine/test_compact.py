@@ -13,9 +13,11 @@ from support.networks import MINI
 from sp_yolo.cli import main
 from sp_yolo.config import load_config
 from sp_yolo.engine import Trainer
+from sp_yolo.engine.compact import least_channels, remove_channels
 from sp_yolo.engine.progress import Progress
 from sp_yolo.errors import UserError
-from sp_yolo.models import channel_groups, model_from_weights
+from sp_yolo.models import build_model, channel_groups, model_from_weights
+from sp_yolo.optim import SP
 from sp_yolo.trackers import Callback, Record
 
 OVERRIDES = {"sp_channels": 0.4, "sp_every": 2}
@@ -26,6 +28,18 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("cfg") / "wide.yaml"
     path.write_text(MINI.replace("[16,", "[32,"), encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(("size", "share", "least"), [(512, 0.5, 256), (64, 0.9, 8), (24, 0.3, 16), (320, 0.3, 224)])
+def test_a_layer_keeps_as_large_a_share_as_the_flops(size: int, share: float, least: int) -> None:
+    """512 / 2; a tenth of 64 is below eight; 16.8 and 224 in whole eights."""
+    assert least_channels(size, share) == least
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9])
+def test_every_share_can_go(share: float) -> None:
+    model = build_model("yolov7-tiny", 3)
+    assert f"{share:.0%} of the FLOPs go" in remove_channels(SP(model.parameters(), total_steps=100), model, share)
 
 
 def options(data: Path, folder: Path, **more: object) -> dict[str, object]:
