@@ -19,6 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
     CUDA_VISIBLE_DEVICES names one."""
     if not any(word in argument for argument in config.args for word in ("gpu", "triton")):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: threads of two processes on two cores wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
