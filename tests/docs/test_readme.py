@@ -34,7 +34,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_two_commands_set_it_up() -> None:
     commands = re.findall(r"^    (python3 -m venv .*)$", TEXT, flags=re.M)
-    assert [command.split(".venv/bin/")[-1].split(" ")[-1] for command in commands] == ["train_sp.py", "-q"]
+    programs = [command.split(".venv/bin/python ")[-1] for command in commands]
+    assert programs == ["train_sp.py", "-m pytest -q -n 2 --dist loadfile"]
 
 
 def test_figures_are_those_of_the_results() -> None:
