@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/compact"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"{options.data}.csv"
     done = {(row["variant"], row["seed"]) for row in raw_rows(path)}
     for seed in range(options.seeds):
