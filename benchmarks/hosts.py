@@ -28,13 +28,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sp_yolo.experiments.compare.execute import commit
 from sp_yolo.experiments.rows import append_row, raw_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Arms by host; the first is the host's default.
 ARMS = {"yolov7": ("sgd", "sp"), "ultralytics": ("auto", "MuSGD", "sp")}
-COLUMNS = ("host", "arm", "seed", "epochs", "image_size", "map50", "map50_95", "seconds_per_epoch")
+COLUMNS = ("host", "arm", "seed", "epochs", "image_size", "map50", "map50_95", "seconds_per_epoch", "commit")
 
 # The host seeds itself with a number of its own: another seed is that number and so many more.
 YOLOV7 = """
@@ -126,7 +127,7 @@ def measure(host: str, arm: str, seed: int, options: argparse.Namespace) -> dict
             sys.exit(f"{host} {arm} {seed}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
         seconds = (_children_seconds() - before) / options.epochs
         map50, map50_95 = figures(host, folder / "run")
-    values = (host, arm, seed, options.epochs, options.img, map50, map50_95, round(seconds, 2))
+    values = (host, arm, seed, options.epochs, options.img, map50, map50_95, round(seconds, 2), commit())
     return dict(zip(COLUMNS, values, strict=True))
 
 

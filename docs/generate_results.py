@@ -237,10 +237,7 @@ def hosts() -> str:
     """Mean mAP of each optimizer of benchmarks/hosts.py in its host, and SP's paired difference from it."""
     rows, lines = _rows("rows", "hosts"), []
     for host, arm in dict.fromkeys((row["host"], row["arm"]) for row in rows):
-        of = {
-            name: [row for row in rows if (row["host"], row["arm"]) == (host, name)]
-            for name in dict.fromkeys((arm, "sp"))
-        }
+        of = {name: [row for row in rows if (row["host"], row["arm"]) == (host, name)] for name in (arm, "sp")}
         own, sp = (_scores(of[name], "map50_95") for name in (arm, "sp"))
         seeds = sorted(set(own) & set(sp))
         values = [[each[seed] for seed in seeds] for each in (sp, own)]
@@ -250,9 +247,8 @@ def hosts() -> str:
         lines.append((host, arm, str(len(own)), *means, less, f"{seconds:.1f}"))
     if not lines:
         return "Not measured yet."
-    return "\n".join(
-        markdown(("host", "optimizer", "seeds", "mAP@.5", "mAP", "mAP, SP less this", "s an epoch"), lines)
-    )
+    header = ("host", "optimizer", "seeds", "mAP@.5", "mAP", "mAP, SP less this", "s an epoch")
+    return "\n".join(markdown(header, lines))
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -118,7 +118,7 @@ def main() -> None:
 
 class Study:
     def __init__(self, options: argparse.Namespace, source: Path) -> None:
-        self.data, self.root, self.source, self.runs = options.data, options.root, source, options.runs
+        self.data, self.root, self.source = options.data, options.root, source
         self.path = options.results / f"{options.data}.csv"
 
     def score(self, arm: str, strength: float, seed: int, split: str) -> float:

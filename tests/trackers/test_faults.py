@@ -55,12 +55,8 @@ def test_a_fault_is_one_line(
     assert [record.getMessage() for record in caplog.records] == [line]
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_fault_in_a_thread_of_its_package_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TensorBoard writes in a thread of its own, which a full disk ends. Other threads are shown as before."""
     own = type("Writer", (threading.Thread,), {"__module__": "wandb.writer"})
